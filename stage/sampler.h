@@ -1,0 +1,25 @@
+// sampler: from a row of logits to a token, as a pure function. The random number is keyed by
+// (seed, position), so a replay draws the same token.
+#pragma once
+
+#include "proto/frame.h"
+
+// Work space for one thread, for a vocabulary of this size.
+struct sampler;
+MUST_USE enum status sampler_open(uint32_t vocabulary_size, struct sampler **sampler_out);
+void sampler_close(struct sampler *sampler); // NULL allowed
+
+// Draws the token that follows the last row of `sequence`.
+//   logits: (vocabulary_size) f32, not changed.   position: of the new token.
+//   biases, history: the tables of the frame.
+//   top_out: room for sequence->top_logprob_count entries; most likely first, ties by lower id.
+// Order: repetition penalty (Keskar et al. 2019: positive logits are divided, negative multiplied),
+// presence and frequency penalties (OpenAI: logit -= presence*(count>0) + frequency*count), bias,
+// temperature, top-k, top-p, min-p, draw. Greedy (temperature 0) takes the largest, the lowest id on
+// a tie. Log-probabilities are of the logits before all of it.
+// Filters keep, of equal probabilities, lower ids first; the set kept and the draw do not depend on
+// how the vocabulary is walked.
+void sampler_draw(struct sampler *sampler, const float *logits,
+                  const struct frame_sequence *sequence, uint64_t position,
+                  const struct frame_bias *biases, const struct frame_history *history,
+                  struct frame_sample *sample_out, struct frame_top *top_out);

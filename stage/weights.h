@@ -1,0 +1,61 @@
+// weights: the tensors of a layer range, mapped straight from a model's safetensors files. Only the
+// pages of these tensors are mapped and read.
+// Format: https://github.com/huggingface/safetensors (header of at most 100 MB, no overlaps).
+#pragma once
+
+#include <stdint.h>
+
+#include "proto/model_config.h"
+
+// A matrix as the checkpoint stores it, row-major (rows = outputs, columns = inputs); a vector has
+// one row. data is NULL for a tensor that the model does not have, such as a bias. Not necessarily
+// aligned beyond its element size.
+struct tensor {
+    const void *data;
+    enum dtype dtype;
+    uint32_t row_count;
+    uint32_t column_count;
+};
+
+struct layer_weights {
+    struct tensor attention_norm;      // (hidden)
+    struct tensor q, k, v;             // (heads * head_size, hidden), kv_heads for k and v
+    struct tensor q_bias, k_bias, v_bias;
+    struct tensor o, o_bias;           // (hidden, heads * head_size)
+    struct tensor ffn_norm;            // (hidden)
+    struct tensor gate, up;            // (ffn, hidden)
+    struct tensor gate_bias, up_bias;
+    struct tensor down, down_bias;     // (hidden, ffn)
+};
+
+struct weights {
+    uint32_t layer_first;
+    uint32_t layer_count;
+    struct layer_weights *layers; // layer_count of them
+    struct tensor embedding;      // (vocabulary, hidden); first stage only
+    struct tensor final_norm;     // (hidden); last stage only
+    struct tensor head;           // (vocabulary, hidden); last stage only; the embedding when tied
+    uint64_t weight_bytes;        // of these tensors, the shared embedding counted once
+    uint64_t mapped_bytes;        // whole pages mapped from the files
+};
+
+struct weights_range {
+    uint32_t layer_first;
+    uint32_t layer_count;
+    bool is_first; // needs the embedding
+    bool is_last;  // needs the final norm and the head
+};
+
+// Called now and then while pages are read, on the calling thread. Return false to give up
+// (STATUS_CANCELLED).
+typedef bool weights_progress_fn(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
+
+// Reads DIR/model.safetensors, or the shards named by DIR/model.safetensors.index.json that hold
+// tensors of the range; checks name, dtype, shape and offsets of each tensor; maps and reads them.
+// STATUS_NOT_FOUND, STATUS_IO, STATUS_INVALID, STATUS_UNSUPPORTED, STATUS_CANCELLED; the sentence
+// names the file and the tensor.
+MUST_USE enum status weights_open(const char *directory, const struct model_config *config,
+                                  const struct weights_range *range, weights_progress_fn *progress,
+                                  void *progress_ctx, struct weights **weights_out,
+                                  struct error *error);
+void weights_close(struct weights *weights); // NULL allowed

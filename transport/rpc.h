@@ -1,0 +1,144 @@
+// rpc: protobuf RPC over the gRPC core C API. This is the only module that includes its headers.
+//
+// One thread per `struct rpc` runs the completion queue and every callback; callbacks must not block.
+// Sending is allowed from any thread. Messages are protobuf-c messages; which methods exist comes
+// from protobuf-c service descriptors, and which of them stream from proto/descriptors.
+#pragma once
+
+#include <protobuf-c/protobuf-c.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+// The canonical gRPC codes (https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
+enum rpc_code {
+    RPC_OK = 0,
+    RPC_CANCELLED = 1,
+    RPC_UNKNOWN = 2,
+    RPC_INVALID_ARGUMENT = 3,
+    RPC_DEADLINE_EXCEEDED = 4,
+    RPC_NOT_FOUND = 5,
+    RPC_ALREADY_EXISTS = 6,
+    RPC_PERMISSION_DENIED = 7,
+    RPC_RESOURCE_EXHAUSTED = 8,
+    RPC_FAILED_PRECONDITION = 9,
+    RPC_ABORTED = 10,
+    RPC_OUT_OF_RANGE = 11,
+    RPC_UNIMPLEMENTED = 12,
+    RPC_INTERNAL = 13,
+    RPC_UNAVAILABLE = 14,
+    RPC_DATA_LOSS = 15,
+    RPC_UNAUTHENTICATED = 16,
+};
+
+// "INVALID_ARGUMENT" and so on.
+const char *rpc_code_name(enum rpc_code code);
+// The code for a status of ours: STATUS_INVALID -> INVALID_ARGUMENT and so on.
+enum rpc_code rpc_code_of(enum status status);
+
+struct rpc;      // the completion queue, its thread, a server and any number of channels
+struct rpc_call; // one call, on either side; counted references
+
+// -- life ----------------------------------------------------------------------------------------
+
+struct rpc_config {
+    size_t receive_bytes_max; // a larger message ends the call with RESOURCE_EXHAUSTED; 0: 4 MiB
+    uint32_t call_count_max;  // calls in progress; more are answered RESOURCE_EXHAUSTED; 0: 4096
+    // Messages waiting to be sent on one call; at the limit rpc_call_send returns false. 0: 256
+    uint32_t send_count_max;
+};
+
+// Block signals in all threads before this. STATUS_NO_MEMORY, STATUS_IO.
+MUST_USE enum status rpc_open(const struct rpc_config *config, struct rpc **rpc_out);
+// Stops accepting, lets running calls end for grace_ms, cancels the rest, waits for every callback,
+// joins the thread. NULL allowed. Never from a callback.
+void rpc_close(struct rpc *rpc, uint32_t grace_ms);
+
+// -- server --------------------------------------------------------------------------------------
+
+// What the owner of a call is told. All run on the rpc thread, never two at once.
+struct rpc_handler {
+    // A call of this method has begun. Returns the handler's own context for it (may be NULL).
+    // May already send or end the call (for example to refuse it).
+    void *(*begin)(struct rpc_call *call, void *service_ctx);
+    // A message of the peer, of the method's input (server) or output (client) type; freed after
+    // this returns. The next message is asked for when this returns.
+    void (*message)(struct rpc_call *call, void *ctx, const ProtobufCMessage *message);
+    // The peer sends no more. NULL allowed. On a server, a unary or server-streaming call gets
+    // `message` once and then this.
+    void (*half_close)(struct rpc_call *call, void *ctx);
+    // The call is over and nothing comes after: on a server because it was answered, cancelled by
+    // the peer, past its deadline or cut (code says which; RPC_OK when our answer was sent); on a
+    // client with the server's code and message. Always runs exactly once.
+    void (*closed)(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message);
+    // There is room to send again after rpc_call_send returned false. NULL allowed.
+    void (*writable)(struct rpc_call *call, void *ctx);
+};
+
+struct rpc_method {
+    const char *name; // such as "Generate"
+    struct rpc_handler handler;
+};
+
+// Adds a service before rpc_serve. Methods of the descriptor that are not in the list answer
+// UNIMPLEMENTED. All pointers are borrowed until rpc_close.
+MUST_USE enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
+                                     const struct rpc_method *methods, size_t method_count,
+                                     void *service_ctx, struct error *error);
+
+// Listens on "host:port" (port 0: any free one) or "unix:/path" and serves; may be called once.
+// *port_out gets the port (0 for unix). STATUS_IO with a sentence that names the address.
+MUST_USE enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
+                               struct error *error);
+
+// -- client --------------------------------------------------------------------------------------
+
+struct rpc_channel;
+
+// Never fails for an unreachable address: calls do. `target` is "host:port" or "unix:/path".
+MUST_USE enum status rpc_channel_open(struct rpc *rpc, const char *target,
+                                      struct rpc_channel **channel_out);
+void rpc_channel_close(struct rpc_channel *channel); // calls in progress go on
+
+// Begins a call; `handler->begin` is not used. `handler` is copied. deadline_ms 0: none.
+// The caller gets one reference in *call_out (rpc_call_release it). Callbacks may run before this
+// returns.
+MUST_USE enum status rpc_call_begin(struct rpc_channel *channel,
+                                    const ProtobufCServiceDescriptor *service, const char *method,
+                                    const struct rpc_handler *handler, void *ctx,
+                                    uint32_t deadline_ms, struct rpc_call **call_out);
+
+// A unary call that waits (never on the rpc thread). On RPC_OK *response_out is a message that the
+// caller frees with protobuf_c_message_free_unpacked(message, NULL); otherwise `error` has the
+// server's sentence.
+MUST_USE enum rpc_code rpc_call_wait(struct rpc_channel *channel,
+                                     const ProtobufCServiceDescriptor *service, const char *method,
+                                     const ProtobufCMessage *request, uint32_t deadline_ms,
+                                     ProtobufCMessage **response_out, struct error *error);
+
+// -- calls, any thread ---------------------------------------------------------------------------
+
+void rpc_call_hold(struct rpc_call *call);
+void rpc_call_release(struct rpc_call *call);
+
+// Packs and queues a message; nothing is kept of it. False, and nothing queued, when send_count_max
+// messages wait already (`writable` follows), or when the call is over (`closed` ran or will).
+MUST_USE bool rpc_call_send(struct rpc_call *call, const ProtobufCMessage *message);
+
+// Client: says that no more messages come, after those queued.
+void rpc_call_send_end(struct rpc_call *call);
+
+// Server: ends the call after the messages queued. `message` is copied; "" for RPC_OK. A second end
+// of the same call does nothing.
+void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message);
+
+// Ends the call at once, whatever is queued; `closed` follows with RPC_CANCELLED.
+void rpc_call_cancel(struct rpc_call *call);
+
+// Whether the call is over: the peer went away, the deadline passed or it was ended.
+bool rpc_call_is_over(struct rpc_call *call);
+
+// The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets.
+void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes);
