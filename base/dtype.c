@@ -2,20 +2,27 @@
 
 size_t dtype_size_bytes(enum dtype dtype) {
     switch (dtype) {
-    case DTYPE_F32: return 4;
+    case DTYPE_F32:
+        return 4;
     case DTYPE_BF16:
-    case DTYPE_F16: return 2;
-    case DTYPE_NONE: break;
+    case DTYPE_F16:
+        return 2;
+    case DTYPE_NONE:
+        break;
     }
     return 0;
 }
 
 const char *dtype_name(enum dtype dtype) {
     switch (dtype) {
-    case DTYPE_F32: return "f32";
-    case DTYPE_BF16: return "bf16";
-    case DTYPE_F16: return "f16";
-    case DTYPE_NONE: break;
+    case DTYPE_F32:
+        return "f32";
+    case DTYPE_BF16:
+        return "bf16";
+    case DTYPE_F16:
+        return "f16";
+    case DTYPE_NONE:
+        break;
     }
     return "none";
 }

@@ -1,10 +1,10 @@
 // dtype: number formats of weights, activations and KV cells, and exact conversions between them.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <stdbool.h>
 
 #include "base/status.h"
 

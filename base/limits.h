@@ -10,7 +10,7 @@ enum {
     MODEL_HEAD_COUNT_MAX = 1024,
     MODEL_HEAD_SIZE_MAX = 1024,
     MODEL_FFN_SIZE_MAX = 1 << 20,
-    MODEL_VOCABULARY_SIZE_MAX = 1 << 22,
+    MODEL_VOCABULARY_SIZE_MAX = 1 << 20,
     MODEL_POSITION_COUNT_MAX = 1 << 24,
     MODEL_EOS_COUNT_MAX = 16,
     // config.json and generation_config.json larger than this are refused.
@@ -29,6 +29,12 @@ enum {
     MICROBATCH_ROW_COUNT_MAX = 4096,
     // Sequences of one microbatch.
     MICROBATCH_SEQUENCE_COUNT_MAX = 1024,
+    // Entries of one frame's tables. A sequence alone never has more (its history has at most one
+    // entry for each token of the vocabulary); one that does not fit beside others waits for the
+    // next microbatch.
+    FRAME_BLOCK_COUNT_MAX = 1 << 20,
+    FRAME_BIAS_COUNT_MAX = 1 << 17,
+    FRAME_HISTORY_COUNT_MAX = MODEL_VOCABULARY_SIZE_MAX,
 };
 
 // -- requests -------------------------------------------------------------------------------------
@@ -56,4 +62,22 @@ enum {
     LINK_CLOSE_MS = 500,
     // A larger frame is refused when a link is opened.
     FRAME_BYTES_MAX = 1 << 30,
+};
+
+// -- tokenizer ------------------------------------------------------------------------------------
+enum {
+    // A tokenizer.json beyond one of these is refused with the field's name.
+    TOKENIZER_TOKEN_BYTES_MAX = 4096,
+    TOKENIZER_MERGE_COUNT_MAX = 1 << 23,
+    TOKENIZER_ADDED_TOKEN_COUNT_MAX = 1 << 16,
+    TOKENIZER_SPLIT_COUNT_MAX = 16,       // steps of the pre-tokenizer
+    TOKENIZER_PATTERN_BYTES_MAX = 4096,   // of one step
+    TOKENIZER_TEMPLATE_PIECE_COUNT_MAX = 16, // of the post-processor
+    // Larger texts are refused when encoded. Requests are limited well below.
+    TOKENIZER_TEXT_BYTES_MAX = 64 << 20,
+    // Backtracking steps that a pattern may take to match once: a constant, and so many a byte of
+    // text. Beyond it the text is refused.
+    TOKENIZER_MATCH_STEP_COUNT_BASE = 10000,
+    TOKENIZER_MATCH_STEP_COUNT_PER_BYTE = 16,
+    TOKENIZER_MATCH_HEAP_KIB_MAX = 64 << 10,
 };

@@ -36,8 +36,9 @@ void log_write(enum log_level level, const char *format, ...) {
     gmtime_r(&ts.tv_sec, &tm);
     char line[1024];
     size_t used = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
-    used += (size_t)snprintf(line + used, sizeof(line) - used, ".%03ldZ %-5s %.64s: ",
-                             ts.tv_nsec / 1000000, level_names[level], process_name);
+    used += (size_t)snprintf(line + used, sizeof(line) - used,
+                             ".%03ldZ %-5s %.64s: ", ts.tv_nsec / 1000000, level_names[level],
+                             process_name);
     va_list args;
     va_start(args, format);
     int written = vsnprintf(line + used, sizeof(line) - used - 1, format, args);

@@ -1,5 +1,6 @@
 // log: one line an event on standard error: time, level, process name, text.
-//   error: a person must act. warn: we recovered. info: start, stop, membership. debug: one per step.
+//   error: a person must act. warn: we recovered. info: start, stop, membership. debug: one per
+//   step.
 // Any thread. A line is written by one write(2), so lines of several processes do not mix.
 #pragma once
 

@@ -77,8 +77,8 @@ static enum status read_all(int fd, const char *path, char *data, size_t size_by
     return STATUS_OK;
 }
 
-enum status file_read(const char *path, size_t limit_bytes, char **data_out,
-                      size_t *size_bytes_out, struct error *error) {
+enum status file_read(const char *path, size_t limit_bytes, char **data_out, size_t *size_bytes_out,
+                      struct error *error) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         enum status status = errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO;
@@ -99,8 +99,8 @@ enum status file_read(const char *path, size_t limit_bytes, char **data_out,
     }
     data = malloc(size_bytes + 1);
     if (data == NULL) {
-        status = error_set(error, STATUS_NO_MEMORY, "%s: no memory for %zu bytes", path,
-                           size_bytes);
+        status =
+            error_set(error, STATUS_NO_MEMORY, "%s: no memory for %zu bytes", path, size_bytes);
         goto close_fd;
     }
     status = read_all(fd, path, data, size_bytes, error);

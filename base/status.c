@@ -6,16 +6,26 @@
 
 const char *status_name(enum status status) {
     switch (status) {
-    case STATUS_OK: return "ok";
-    case STATUS_INVALID: return "invalid";
-    case STATUS_NOT_FOUND: return "not found";
-    case STATUS_UNSUPPORTED: return "unsupported";
-    case STATUS_EXHAUSTED: return "exhausted";
-    case STATUS_NO_MEMORY: return "no memory";
-    case STATUS_IO: return "i/o error";
-    case STATUS_UNAVAILABLE: return "unavailable";
-    case STATUS_TIMEOUT: return "timeout";
-    case STATUS_CANCELLED: return "cancelled";
+    case STATUS_OK:
+        return "ok";
+    case STATUS_INVALID:
+        return "invalid";
+    case STATUS_NOT_FOUND:
+        return "not found";
+    case STATUS_UNSUPPORTED:
+        return "unsupported";
+    case STATUS_EXHAUSTED:
+        return "exhausted";
+    case STATUS_NO_MEMORY:
+        return "no memory";
+    case STATUS_IO:
+        return "i/o error";
+    case STATUS_UNAVAILABLE:
+        return "unavailable";
+    case STATUS_TIMEOUT:
+        return "timeout";
+    case STATUS_CANCELLED:
+        return "cancelled";
     }
     return "unknown status";
 }

@@ -44,8 +44,8 @@ struct frame_header {
     uint16_t flags;          // zero
     uint32_t payload_offset; // from the start of the header
     uint64_t payload_bytes;
-    uint64_t compute_ns; // RESULT: time the stages spent computing this step, summed on its way
-    uint8_t reserved[16]; // zero
+    uint64_t compute_ns;  // RESULT: time the stages spent computing this step, summed on its way
+    uint8_t reserved[24]; // zero
     uint8_t mac[16];      // zero while links are not authenticated
 };
 _Static_assert(sizeof(struct frame_header) == 128, "frame header is 128 bytes on the wire");
@@ -69,9 +69,9 @@ struct frame_sequence {
     uint32_t history_first, history_count;
     uint32_t top_k; // 0: off
     uint32_t top_logprob_count;
-    float temperature; // 0: greedy
-    float top_p;       // 1: off
-    float min_p;       // 0: off
+    float temperature;        // 0: greedy
+    float top_p;              // 1: off
+    float min_p;              // 0: off
     float repetition_penalty; // 1: off
     float presence_penalty;
     float frequency_penalty;
@@ -153,8 +153,8 @@ struct frame_limits {
     uint32_t kv_block_count;     // block ids are below it
     uint32_t vocabulary_size;    // token ids are below it
     uint32_t hidden_size;
-    enum dtype dtype;  // of activations
-    bool has_payload;  // STEP with activations (every stage but the first)
+    enum dtype dtype; // of activations
+    bool has_payload; // STEP with activations (every stage but the first)
     enum frame_kind kind;
 };
 
@@ -164,5 +164,6 @@ struct frame_limits {
 MUST_USE enum status frame_parse(struct frame *frame, const struct frame_limits *limits,
                                  struct frame_view *view_out, struct error *error);
 
-// The largest frame that `limits` allow: the capacity of buffers.
+// The largest frame, of either kind, that `limits` allow: the capacity of buffers. Most of it is
+// for tables that are rarely full; pages that no frame touches take no memory.
 size_t frame_capacity_bytes(const struct frame_limits *limits);

@@ -15,9 +15,9 @@ enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 };
 struct rope_config {
     enum rope_kind kind;
     double theta;
-    double factor;           // LINEAR, LLAMA3
-    double low_freq_factor;  // LLAMA3
-    double high_freq_factor; // LLAMA3
+    double factor;                    // LINEAR, LLAMA3
+    double low_freq_factor;           // LLAMA3
+    double high_freq_factor;          // LLAMA3
     uint32_t original_position_count; // LLAMA3: original_max_position_embeddings
 };
 
