@@ -17,7 +17,8 @@ struct model_options {
 };
 
 // Borrows backend, config and weights until model_close. Allocates KV memory and work space.
-// STATUS_NO_MEMORY names the bytes that were wanted.
+// STATUS_NO_MEMORY names the bytes that were wanted; STATUS_UNSUPPORTED, the dtype. The counts
+// are at least 1.
 MUST_USE enum status model_open(struct backend *backend, const struct model_config *config,
                                 const struct weights *weights, const struct model_options *options,
                                 struct model **model_out, struct error *error);
@@ -38,9 +39,11 @@ void model_layer(struct model *model, const struct batch *batch, uint32_t layer_
 // Not the last stage: the residual stream in activation_dtype, to be sent.
 void model_emit(struct model *model, uint32_t row_count, void *activations_out);
 
-// Last stage: logits of the rows listed, (sample_count, vocabulary_size) f32 inside the model, valid
-// until the next call. sample_count <= sample_count_max.
+// Last stage: logits of the rows listed, (sample_count, vocabulary_size) f32 inside the model,
+// valid until the next call. sample_count <= sample_count_max.
 const float *model_logits(struct model *model, const uint32_t *rows, uint32_t sample_count);
 
-// The residual stream itself, for tests.
+// The residual stream itself, and a layer's KV memory (model_kv_bytes() / layer_count / 2 bytes of
+// keys, as many of values), for tests.
 const float *model_residual(const struct model *model);
+struct kv_layer *model_kv(struct model *model, uint32_t layer_index);

@@ -13,12 +13,16 @@ void sampler_close(struct sampler *sampler); // NULL allowed
 //   logits: (vocabulary_size) f32, not changed.   position: of the new token.
 //   biases, history: the tables of the frame.
 //   top_out: room for sequence->top_logprob_count entries; most likely first, ties by lower id.
+//   Written, like the log-probability, only when the sequence asks for FRAME_LOGPROBS.
+//   sample_out: top_count entries are in top_out; top_first is left 0 for the caller to set.
+//   FRAME_SAMPLE_NOT_FINITE: a logit is NaN or +infinity, or all are -infinity.
+// Parameters are in the ranges that frame_parse() allows.
 // Order: repetition penalty (Keskar et al. 2019: positive logits are divided, negative multiplied),
 // presence and frequency penalties (OpenAI: logit -= presence*(count>0) + frequency*count), bias,
-// temperature, top-k, top-p, min-p, draw. Greedy (temperature 0) takes the largest, the lowest id on
-// a tie. Log-probabilities are of the logits before all of it.
-// Filters keep, of equal probabilities, lower ids first; the set kept and the draw do not depend on
-// how the vocabulary is walked.
+// temperature, top-k, top-p, min-p, draw. Greedy (temperature 0) takes the largest, the lowest id
+// on a tie. Log-probabilities are of the logits before all of it. Filters keep, of equal
+// probabilities, lower ids first; the set kept and the draw do not depend on how the vocabulary is
+// walked.
 void sampler_draw(struct sampler *sampler, const float *logits,
                   const struct frame_sequence *sequence, uint64_t position,
                   const struct frame_bias *biases, const struct frame_history *history,
