@@ -46,6 +46,9 @@ enum {
     REQUEST_LOGIT_BIAS_COUNT_MAX = 1024,
     REQUEST_TOP_LOGPROB_COUNT_MAX = 20,
     REQUEST_TEXT_BYTES_MAX = 1 << 20,
+    REQUEST_ID_BYTES_MAX = 128,
+    // Tokens of one Detokenize call.
+    REQUEST_DETOKENIZE_COUNT_MAX = 1 << 20,
 };
 
 // -- links ----------------------------------------------------------------------------------------
@@ -74,10 +77,118 @@ enum {
     TOKENIZER_PATTERN_BYTES_MAX = 4096,   // of one step
     TOKENIZER_TEMPLATE_PIECE_COUNT_MAX = 16, // of the post-processor
     // Larger texts are refused when encoded. Requests are limited well below.
-    TOKENIZER_TEXT_BYTES_MAX = 64 << 20,
+    TOKENIZER_TEXT_BYTES_MAX = 16 << 20,
     // Backtracking steps that a pattern may take to match once: a constant, and so many a byte of
     // text. Beyond it the text is refused.
     TOKENIZER_MATCH_STEP_COUNT_BASE = 10000,
     TOKENIZER_MATCH_STEP_COUNT_PER_BYTE = 16,
     TOKENIZER_MATCH_HEAP_KIB_MAX = 64 << 10,
+};
+
+// -- coordinator ----------------------------------------------------------------------------------
+enum {
+    // Requests known at once, running and waiting; one more is refused with RESOURCE_EXHAUSTED.
+    REQUEST_COUNT_MAX = 4096,
+    // Events waiting for the coordinator's loop: a new request beyond is refused with
+    // RESOURCE_EXHAUSTED; other events wait in their sender.
+    LOOP_EVENT_COUNT_MAX = 16384,
+    // Stages joined at once, spares included; one more is refused with RESOURCE_EXHAUSTED.
+    CLUSTER_MEMBER_COUNT_MAX = 128,
+    // Both ends of a Join stream send a heartbeat this often.
+    HEARTBEAT_MS = 500,
+    // Nothing heard from a stage (or from the coordinator) for this long: it is lost.
+    HEARTBEAT_LOST_MS = 3000,
+    // Links of a new epoch that are not up after this long: a new epoch is tried.
+    CLUSTER_CONNECT_MS = 12000,
+    // Time between a lost link and the next epoch, so that failures cannot make a busy loop.
+    CLUSTER_RETRY_MS = 200,
+    // A stage that lost its coordinator dials again after this long at first, and at most.
+    STAGE_DIAL_MS_MIN = 50,
+    STAGE_DIAL_MS_MAX = 2000,
+};
+
+// -- rpc ------------------------------------------------------------------------------------------
+enum {
+    // Used where struct rpc_config has a zero. A larger message, one call more or one message more
+    // is answered RESOURCE_EXHAUSTED, RESOURCE_EXHAUSTED and false.
+    RPC_RECEIVE_BYTES_DEFAULT = 4 << 20,
+    RPC_CALL_COUNT_DEFAULT = 4096,
+    RPC_SEND_COUNT_DEFAULT = 256,
+    // Methods of all services of a server: rpc_add_service refuses more.
+    RPC_METHOD_COUNT_MAX = 64,
+    // New calls that a server can be given before it asks for more; others wait in gRPC.
+    RPC_ACCEPT_COUNT = 32,
+    // A received message nested deeper, or with more fields in all, is refused: each field costs up
+    // to 30 times its bytes once unpacked.
+    RPC_MESSAGE_DEPTH_MAX = 32,
+    RPC_MESSAGE_FIELD_COUNT_MAX = 1 << 18,
+    // A connection without traffic is probed after this long, and cut this long after that.
+    RPC_KEEPALIVE_MS = 1000,
+    RPC_KEEPALIVE_TIMEOUT_MS = 1000,
+    // A peer that probes faster than this, again and again, is cut by the server.
+    RPC_KEEPALIVE_INTERVAL_MIN_MS = 500,
+    // A connection attempt is given up after this long; calls that wait for it fail.
+    RPC_CONNECT_MS = 2000,
+    // Pause between connection attempts: from the first, growing, to the second.
+    RPC_RECONNECT_FIRST_MS = 100,
+    RPC_RECONNECT_LAST_MS = 1000,
+};
+
+// -- command lines --------------------------------------------------------------------------------
+enum {
+    // Times that one option may be given; more are refused with the option's name.
+    OPTION_TEXT_COUNT_MAX = 64,
+};
+
+// -- client ---------------------------------------------------------------------------------------
+enum {
+    // Calls other than Generate end with DEADLINE_EXCEEDED after this long.
+    CLIENT_CALL_MS = 10000,
+    // After Ctrl-C the coordinator has this long to confirm the end of the call.
+    CLIENT_CANCEL_MS = 1000,
+    // Waiting for a pipeline asks this often.
+    CLIENT_WAIT_POLL_MS = 10,
+    // Token ids or biases in one option; more are refused.
+    CLIENT_LIST_COUNT_MAX = 1 << 20,
+};
+
+// -- checkpoints ----------------------------------------------------------------------------------
+enum {
+    // Of a safetensors file; the format's own limit. A larger header is refused.
+    SAFETENSORS_HEADER_BYTES_MAX = 100 * 1000 * 1000,
+    // Tensors of one safetensors file, and dimensions of a tensor; more are refused.
+    SAFETENSORS_TENSOR_COUNT_MAX = 1 << 20,
+    SAFETENSORS_DIMENSION_COUNT_MAX = 8,
+    // A larger model.safetensors.index.json is refused.
+    CHECKPOINT_INDEX_BYTES_MAX = 64 << 20,
+    // Safetensors files that hold tensors of one stage; more are refused.
+    CHECKPOINT_SHARD_COUNT_MAX = 1024,
+    // Weights are read in pieces of this size; progress and cancellation come between them.
+    WEIGHTS_READ_STEP_BYTES = 4 << 20,
+};
+
+// -- cpu backend ----------------------------------------------------------------------------------
+enum {
+    // Threads of one compute team; more are refused.
+    TEAM_THREAD_COUNT_MAX = 256,
+    // Looks at a shared word before a thread of the team sleeps: some 10 microseconds.
+    TEAM_SPIN_COUNT = 300,
+};
+
+// -- link internals -------------------------------------------------------------------------------
+enum {
+    // A refused or unreachable peer is tried again after this long.
+    LINK_RETRY_MS = 50,
+    // Connections that have not said hello yet; further ones are rejected.
+    LINK_PENDING_COUNT_MAX = 64,
+    // Resolved addresses of one peer name that are tried in turn; further ones are ignored.
+    LINK_ADDRESS_COUNT_MAX = 4,
+    // port_wait looks for work this long, giving way to other threads, before it sleeps.
+    LINK_SPIN_US = 50,
+    // A link whose frames do not come back this long after a forced close is given up with an error.
+    LINK_FORCE_MS = 5000,
+    // Frames of IO_RECEIVED that the owner has not taken; beyond it the links are lost.
+    IO_RECEIVED_COUNT_MAX = 256,
+    // Commands on their way to the io thread; io_connect returns false beyond it.
+    IO_COMMAND_COUNT_MAX = 1024,
 };

@@ -49,12 +49,25 @@ static bool parse_number(const struct option_spec *spec, const char *value) {
     return true;
 }
 
+static bool add_text(const struct options *options, const struct option_spec *spec,
+                     const char *value) {
+    struct option_texts *texts = spec->target;
+    if (texts->count == OPTION_TEXT_COUNT_MAX) {
+        fprintf(stderr, "%s: --%s is given more than %d times\n", options->program, spec->name,
+                OPTION_TEXT_COUNT_MAX);
+        return false;
+    }
+    texts->values[texts->count++] = value;
+    return true;
+}
+
 static bool set_value(const struct options *options, const struct option_spec *spec,
                       const char *value) {
     if (spec->kind == OPTION_TEXT) {
         *(const char **)spec->target = value;
         return true;
     }
+    if (spec->kind == OPTION_TEXT_LIST) return add_text(options, spec, value);
     bool is_count = spec->kind == OPTION_COUNT;
     if (is_count ? parse_count(spec, value) : parse_number(spec, value)) return true;
     fprintf(stderr, "%s: --%s is '%s', it must be a %s from %.15g to %.15g\n", options->program,

@@ -6,13 +6,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/limits.h"
 #include "base/status.h"
 
 enum option_kind {
-    OPTION_FLAG,   // target: bool *
-    OPTION_TEXT,   // target: const char **
-    OPTION_COUNT,  // target: uint64_t *, within [minimum, maximum]
-    OPTION_NUMBER, // target: double *, finite, within [minimum, maximum]
+    OPTION_FLAG,      // target: bool *
+    OPTION_TEXT,      // target: const char **
+    OPTION_TEXT_LIST, // target: struct option_texts *; may be given several times
+    OPTION_COUNT,     // target: uint64_t *, within [minimum, maximum]
+    OPTION_NUMBER,    // target: double *, finite, within [minimum, maximum]
+};
+
+// The values of an option that may be given several times, in the order given.
+struct option_texts {
+    const char *values[OPTION_TEXT_COUNT_MAX];
+    size_t count;
 };
 
 struct option_spec {
