@@ -47,7 +47,7 @@ struct json {
     char *scratch;
     size_t scratch_capacity_bytes;
     uint32_t depth;
-    bool after_value[JSON_DEPTH_MAX]; // whether a comma must come before the next value there
+    bool after_value[JSON_DEPTH_MAX + 1]; // whether a comma must come before the next value there
     bool failed;
     struct error error; // names the line, the column and what was expected
 };
@@ -55,7 +55,7 @@ struct json {
 void json_init(struct json *json, const char *text, size_t size_bytes);
 void json_fini(struct json *json);
 
-// What comes next, without taking it.
+// What comes next, without taking it. Anything that starts no value is a mistake.
 enum json_kind json_peek(struct json *json);
 
 void json_object_begin(struct json *json);
@@ -71,8 +71,14 @@ int64_t json_integer(struct json *json, int64_t minimum, int64_t maximum);
 bool json_bool(struct json *json);
 // Takes null; false (nothing taken) when something else comes next.
 bool json_null(struct json *json);
-// Skips one whole value.
+// Skips one whole value; it is checked like one that is read.
 void json_skip(struct json *json);
+
+// For fields that must be read in another order than the text has them: json_mark() is where the
+// next value starts; after the outermost value has been skipped or read, json_return() makes that
+// value the next one, as if it were the whole text.
+size_t json_mark(struct json *json);
+void json_return(struct json *json, size_t mark);
 // Fails unless only white space is left.
 void json_end(struct json *json);
 
