@@ -1,0 +1,110 @@
+#include "transport/rpc_address.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/check.h"
+
+static const char unix_prefix[] = "unix:";
+
+bool rpc_address_is_unix(const char *address) {
+    return strncmp(address, unix_prefix, strlen(unix_prefix)) == 0;
+}
+
+static bool port_is_valid(const char *port) {
+    size_t digit_count = strspn(port, "0123456789");
+    return digit_count >= 1 && digit_count <= 5 && port[digit_count] == '\0' &&
+           strtoul(port, NULL, 10) <= UINT16_MAX;
+}
+
+enum status rpc_address_check(const char *address, struct error *error) {
+    if (rpc_address_is_unix(address)) {
+        struct sockaddr_un local;
+        size_t path_bytes = strlen(address) - strlen(unix_prefix);
+        if (path_bytes > 0 && path_bytes < sizeof(local.sun_path)) return STATUS_OK;
+        return error_set(error, STATUS_INVALID, "address %s: the path must have 1 to %zu bytes",
+                         address, sizeof(local.sun_path) - 1);
+    }
+    const char *colon = strrchr(address, ':');
+    bool bare_ipv6 = colon != NULL && strchr(address, ':') != colon && address[0] != '[';
+    if (colon == NULL || bare_ipv6 || !port_is_valid(colon + 1)) {
+        return error_set(error, STATUS_INVALID,
+                         "address %s: must be host:port, [ipv6]:port or unix:/path", address);
+    }
+    return STATUS_OK;
+}
+
+static const char *refusal_of_socket(const struct sockaddr *address, socklen_t address_bytes) {
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return strerrordesc_np(errno);
+    int yes = 1;
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    bool bound = bind(fd, address, address_bytes) == 0 && listen(fd, 1) == 0;
+    const char *reason = bound ? "refused" : strerrordesc_np(errno);
+    close(fd);
+    return reason;
+}
+
+static const char *refusal_of_unix(const char *path) {
+    struct sockaddr_un local = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(local.sun_path)) return "the path is too long";
+    memcpy(local.sun_path, path, strlen(path));
+    const char *reason = refusal_of_socket((const struct sockaddr *)&local, sizeof(local));
+    if (strcmp(reason, "refused") == 0) (void)unlink(path);
+    return reason;
+}
+
+const char *rpc_address_refusal(const char *address) {
+    if (rpc_address_is_unix(address)) return refusal_of_unix(address + strlen(unix_prefix));
+    const char *colon = strrchr(address, ':');
+    CHECK(colon != NULL);
+    char host[256];
+    int host_bytes = (int)(colon - address);
+    bool bracketed = address[0] == '[' && host_bytes >= 2 && colon[-1] == ']';
+    (void)snprintf(host, sizeof(host), "%.*s", bracketed ? host_bytes - 2 : host_bytes,
+                   bracketed ? address + 1 : address);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    struct addrinfo *found;
+    int rc = getaddrinfo(host[0] == '\0' ? NULL : host, colon + 1, &hints, &found);
+    if (rc != 0) return gai_strerror(rc);
+    const char *reason = refusal_of_socket(found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return reason;
+}
+
+// Undoes %XX; gRPC writes peers as URIs.
+static void percent_decode(const char *text, char *out, size_t capacity_bytes) {
+    size_t size_bytes = 0;
+    while (*text != '\0' && size_bytes + 1 < capacity_bytes) {
+        unsigned value;
+        if (text[0] == '%' && sscanf(text + 1, "%2x", &value) == 1 && strlen(text) >= 3) {
+            out[size_bytes++] = (char)value;
+            text += 3;
+        } else {
+            out[size_bytes++] = *text++;
+        }
+    }
+    out[size_bytes] = '\0';
+}
+
+void rpc_address_peer_host(const char *peer, char *host_out, size_t host_capacity_bytes) {
+    CHECK(host_capacity_bytes > 0);
+    host_out[0] = '\0';
+    if (strncmp(peer, "ipv4:", 5) != 0 && strncmp(peer, "ipv6:", 5) != 0) return;
+    char text[256];
+    percent_decode(peer + 5, text, sizeof(text));
+    char *host = text;
+    char *end = strrchr(text, ':');
+    if (text[0] == '[') {
+        host = text + 1;
+        end = strchr(host, ']');
+    }
+    if (end != NULL) *end = '\0';
+    (void)snprintf(host_out, host_capacity_bytes, "%s", host);
+}

@@ -1,0 +1,163 @@
+// rpc_internal: what the rpc_*.c files share. Together with them the only place of gRPC core
+// headers.
+//
+//   rpc.c         life, completion queue thread     rpc_server.c  new calls, routes, listening
+//   rpc_call.c    one call, either side             rpc_client.c  channels, beginning a call
+//
+// Locks: rpc->mutex, then call->mutex; never the other way round, none during a callback.
+#pragma once
+
+#include <grpc/grpc.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/limits.h"
+#include "transport/rpc.h"
+
+// ThreadSanitizer does not see that gRPC's queue orders "batch started" before "tag came back": the
+// library is not instrumented. These two calls tell it.
+#if defined(__SANITIZE_THREAD__)
+#define RPC_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define RPC_THREAD_SANITIZER 1
+#endif
+#endif
+#ifdef RPC_THREAD_SANITIZER
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define RPC_TAG_GIVEN(tag) __tsan_release(tag)
+#define RPC_TAG_TAKEN(tag) __tsan_acquire(tag)
+#else
+#define RPC_TAG_GIVEN(tag) ((void)(tag))
+#define RPC_TAG_TAKEN(tag) ((void)(tag))
+#endif
+
+// What the completion queue gives back. Part of the struct that it is about.
+struct rpc_tag {
+    void (*done)(void *owner, bool success); // on the rpc thread
+    void *owner;
+};
+
+// A method that this server answers.
+struct rpc_route {
+    char path[256]; // "/package.Service/Method"
+    const ProtobufCMethodDescriptor *method;
+    bool client_streams, server_streams;
+    struct rpc_handler handler;
+    void *service_ctx;
+};
+
+// One posted request for a new call.
+struct rpc_slot {
+    struct rpc_tag tag;
+    struct rpc *rpc;
+    grpc_call *grpc;
+    grpc_call_details details;
+    grpc_metadata_array metadata;
+};
+
+struct rpc {
+    struct rpc_config config; // without zeros
+    grpc_completion_queue *queue;
+    pthread_t thread;
+
+    grpc_server *server; // NULL before rpc_serve
+    struct rpc_tag stopped_tag;
+    struct rpc_slot slots[RPC_ACCEPT_COUNT];
+    struct rpc_route routes[RPC_METHOD_COUNT_MAX]; // fixed once serving
+    size_t route_count;
+
+    pthread_mutex_t mutex;
+    pthread_cond_t changed; // call_count or server_stopped
+    struct rpc_call *calls; // in progress, linked by next and previous
+    uint32_t call_count;
+    bool closing;
+    bool server_stopped;
+};
+
+struct rpc_channel {
+    struct rpc *rpc;
+    grpc_channel *grpc;
+};
+
+struct rpc_message_node {
+    struct rpc_message_node *next;
+    grpc_byte_buffer *bytes;
+};
+
+// A call has three kinds of batches, each with its own tag and at most one in flight: send, receive
+// and close. The gRPC call is freed when `closed_seen` and no tag is out; after that this struct is
+// only memory for those who still hold a reference.
+struct rpc_call {
+    atomic_uint reference_count;
+    struct rpc *rpc; // not to be used once over: it may be gone
+    bool is_server;
+    bool sends_many, receives_many;
+    bool has_owner; // false for a server's call that is refused: there are no callbacks
+    struct rpc_handler handler;
+    void *ctx;
+    const ProtobufCMessageDescriptor *send_type, *receive_type; // NULL without owner
+    gpr_timespec begun, deadline;                               // monotonic
+    char peer_host[64];                                         // of a server's call
+    ProtobufCMessage **keep_out; // rpc_call_wait: gets the message instead of handler.message
+    struct rpc_tag send_tag, receive_tag, close_tag;
+
+    struct rpc_call *next, *previous; // guarded by rpc->mutex
+
+    // Owned by the rpc thread.
+    grpc_byte_buffer *received;
+    uint32_t received_count;
+    ProtobufCMessage *request; // of a call with one request: kept until its end has been read
+    bool initial_metadata_asked;
+    int cancelled;                         // server: out of the close batch
+    grpc_status_code status;               // client: out of the close batch
+    grpc_slice status_details;             // client
+    grpc_metadata_array initial, trailing; // client
+    enum rpc_code refusal_code;            // RPC_OK: this module refused nothing
+    struct error refusal;
+
+    pthread_mutex_t mutex; // guards what follows, and every start of a batch
+    grpc_call *grpc;       // NULL when the call has been freed
+    uint32_t tag_count;    // batches in flight
+    struct rpc_message_node *first, *last;
+    uint32_t queued_count;
+    grpc_byte_buffer *sending;
+    bool send_busy;
+    bool send_broken; // a send failed: no other will succeed
+    bool initial_due; // initial metadata goes out also without a message
+    bool initial_sent;
+    bool end_due; // status (server) or half-close (client) after the queue
+    bool end_sent;
+    bool read_done;   // no request is on its way: the status may be sent
+    bool ended;       // by the owner or by this module: no more sends, no more messages
+    bool closed_seen; // the close tag came back
+    bool writable_due;
+    enum rpc_code end_code;
+    struct error end_message;
+};
+
+// -- rpc.c
+// -----------------------------------------------------------------------------------------
+
+// Counts the call and puts it on the list. STATUS_UNAVAILABLE when closing, STATUS_EXHAUSTED.
+// `always`: counts it also beyond the limit and while closing.
+MUST_USE enum status rpc_track(struct rpc *rpc, struct rpc_call *call, bool always);
+void rpc_untrack(struct rpc *rpc, struct rpc_call *call);
+bool rpc_is_own_thread(struct rpc *rpc);
+// A number argument for a channel or server.
+grpc_arg rpc_argument(const char *key, int value);
+
+// -- rpc_server.c
+// ----------------------------------------------------------------------------------
+
+void rpc_slot_post(struct rpc_slot *slot);
+
+// -- rpc_call.c
+// ------------------------------------------------------------------------------------
+
+// With two references: the first is dropped when the call is over. NULL: no memory.
+struct rpc_call *rpc_call_new(struct rpc *rpc);
+// Starts the close and the first receive batch, and sends what may be sent.
+void rpc_call_start(struct rpc_call *call);
+void rpc_call_start_receive(struct rpc_call *call);

@@ -1,0 +1,202 @@
+#include <stdio.h>
+#include <string.h>
+
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <grpc/support/alloc.h>
+
+#include "base/check.h"
+#include "proto/descriptors.h"
+#include "transport/rpc_address.h"
+#include "transport/rpc_internal.h"
+#include "transport/rpc_methods.h"
+
+// -- routes
+// ----------------------------------------------------------------------------------------
+
+static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
+                             const struct rpc_method *method, void *service_ctx,
+                             struct error *error) {
+    const ProtobufCMethodDescriptor *descriptor =
+        protobuf_c_service_descriptor_get_method_by_name(service, method->name);
+    struct rpc_streaming streaming;
+    if (descriptor == NULL || !rpc_methods_find(descriptors_begin, descriptors_size_bytes(),
+                                                service->name, method->name, &streaming)) {
+        return error_set(error, STATUS_NOT_FOUND, "service %s has no method %s", service->name,
+                         method->name);
+    }
+    if (rpc->route_count == RPC_METHOD_COUNT_MAX) {
+        return error_set(error, STATUS_EXHAUSTED, "more than %d methods", RPC_METHOD_COUNT_MAX);
+    }
+    CHECK(method->handler.begin != NULL && method->handler.message != NULL &&
+          method->handler.closed != NULL);
+    struct rpc_route *route = &rpc->routes[rpc->route_count];
+    int size = snprintf(route->path, sizeof(route->path), "/%s/%s", service->name, method->name);
+    CHECK(size > 0 && (size_t)size < sizeof(route->path));
+    route->method = descriptor;
+    route->client_streams = streaming.client;
+    route->server_streams = streaming.server;
+    route->handler = method->handler;
+    route->service_ctx = service_ctx;
+    rpc->route_count++;
+    return STATUS_OK;
+}
+
+enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
+                            const struct rpc_method *methods, size_t method_count,
+                            void *service_ctx, struct error *error) {
+    CHECK(rpc->server == NULL);
+    for (size_t i = 0; i < method_count; i++) {
+        enum status status = add_route(rpc, service, &methods[i], service_ctx, error);
+        if (status != STATUS_OK) return status;
+    }
+    return STATUS_OK;
+}
+
+static const struct rpc_route *find_route(const struct rpc *rpc, grpc_slice path) {
+    for (size_t i = 0; i < rpc->route_count; i++) {
+        if (grpc_slice_str_cmp(path, rpc->routes[i].path) == 0) return &rpc->routes[i];
+    }
+    return NULL;
+}
+
+// -- new calls; on the rpc thread
+// --------------------------------------------------------------------
+
+static void read_peer(struct rpc_call *call) {
+    char *peer = grpc_call_get_peer(call->grpc);
+    rpc_address_peer_host(peer, call->peer_host, sizeof(call->peer_host));
+    gpr_free(peer);
+}
+
+static void own(struct rpc_call *call, const struct rpc_route *route) {
+    call->has_owner = true;
+    call->handler = route->handler;
+    call->receive_type = route->method->input;
+    call->send_type = route->method->output;
+    call->receives_many = route->client_streams;
+    call->sends_many = route->server_streams;
+}
+
+// Answers a call that has no owner.
+static void turn_away(struct rpc_call *call, enum status room, grpc_slice path) {
+    if (room != STATUS_OK) {
+        call->read_done = true; // at once: a limit that waits for clients would be none
+        rpc_call_end(call, rpc_code_of(room),
+                     room == STATUS_EXHAUSTED ? "the server has too many calls in progress"
+                                              : "the server is shutting down");
+        return;
+    }
+    struct error reason;
+    (void)error_set(&reason, STATUS_NOT_FOUND, "there is no method %.*s",
+                    GRPC_SLICE_LENGTH(path) > 200 ? 200 : (int)GRPC_SLICE_LENGTH(path),
+                    (const char *)GRPC_SLICE_START_PTR(path));
+    rpc_call_end(call, RPC_UNIMPLEMENTED, reason.text);
+}
+
+static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details *details) {
+    struct rpc_call *call = rpc_call_new(rpc);
+    if (call == NULL) {
+        (void)grpc_call_cancel_with_status(grpc, GRPC_STATUS_RESOURCE_EXHAUSTED, "no memory", NULL);
+        grpc_call_unref(grpc);
+        return;
+    }
+    call->is_server = true;
+    call->grpc = grpc;
+    call->deadline = details->deadline;
+    read_peer(call);
+    enum status room = rpc_track(rpc, call, false);
+    if (room != STATUS_OK) CHECK(rpc_track(rpc, call, true) == STATUS_OK);
+    const struct rpc_route *route = room == STATUS_OK ? find_route(rpc, details->method) : NULL;
+    if (route != NULL) own(call, route);
+    rpc_call_start(call);
+    if (route != NULL)
+        call->ctx = call->handler.begin(call, route->service_ctx);
+    else
+        turn_away(call, room, details->method);
+    rpc_call_start_receive(call);
+    rpc_call_release(call);
+}
+
+static void on_new_call(void *owner, bool success) {
+    struct rpc_slot *slot = owner;
+    grpc_call *grpc = slot->grpc;
+    grpc_call_details details = slot->details;
+    grpc_metadata_array_destroy(&slot->metadata);
+    if (success) {
+        rpc_slot_post(slot);
+        begin_call(slot->rpc, grpc, &details);
+    }
+    grpc_call_details_destroy(&details);
+}
+
+void rpc_slot_post(struct rpc_slot *slot) {
+    slot->grpc = NULL;
+    grpc_call_details_init(&slot->details);
+    grpc_metadata_array_init(&slot->metadata);
+    RPC_TAG_GIVEN(&slot->tag);
+    // Once the server is shut down the tag comes back without success, and is not posted again.
+    grpc_completion_queue *queue = slot->rpc->queue;
+    CHECK(grpc_server_request_call(slot->rpc->server, &slot->grpc, &slot->details, &slot->metadata,
+                                   queue, queue, &slot->tag) == GRPC_CALL_OK);
+}
+
+// -- listening
+// ---------------------------------------------------------------------------------------
+
+static grpc_server *create_server(const struct rpc_config *config) {
+    grpc_arg arguments[] = {
+        // Otherwise a second server on the port gets a part of the connections.
+        rpc_argument(GRPC_ARG_ALLOW_REUSEPORT, 0),
+        rpc_argument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->receive_bytes_max),
+        rpc_argument(GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)config->call_count_max),
+        rpc_argument(GRPC_ARG_KEEPALIVE_TIME_MS, RPC_KEEPALIVE_MS),
+        rpc_argument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, RPC_KEEPALIVE_TIMEOUT_MS),
+        rpc_argument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        rpc_argument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        rpc_argument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                     RPC_KEEPALIVE_INTERVAL_MIN_MS),
+        // A compressed message can be a thousand times larger than the limit once unpacked.
+        rpc_argument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
+        rpc_argument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
+        rpc_argument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
+    };
+    grpc_channel_args args = {.num_args = sizeof(arguments) / sizeof(arguments[0]),
+                              .args = arguments};
+    return grpc_server_create(&args, NULL);
+}
+
+static int listen_on(grpc_server *server, const char *address) {
+    // gRPC wants a host; [::] takes IPv4 too where there is IPv6, and falls back to IPv4.
+    char full[512];
+    (void)snprintf(full, sizeof(full), "%s%s", address[0] == ':' ? "[::]" : "", address);
+    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
+    int port = grpc_server_add_http2_port(server, full, credentials);
+    grpc_server_credentials_release(credentials);
+    return port;
+}
+
+enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
+                      struct error *error) {
+    CHECK(rpc->server == NULL);
+    enum status status = rpc_address_check(address, error);
+    if (status != STATUS_OK) return status;
+    grpc_server *server = create_server(&rpc->config);
+    grpc_server_register_completion_queue(server, rpc->queue, NULL);
+    int port = listen_on(server, address);
+    if (port == 0) {
+        grpc_server_destroy(server);
+        return error_set(error, STATUS_IO, "cannot listen on %s: %s", address,
+                         rpc_address_refusal(address));
+    }
+    rpc->server = server;
+    grpc_server_start(server);
+    for (size_t i = 0; i < RPC_ACCEPT_COUNT; i++) {
+        struct rpc_slot *slot = &rpc->slots[i];
+        slot->rpc = rpc;
+        slot->tag = (struct rpc_tag){.done = on_new_call, .owner = slot};
+        rpc_slot_post(slot);
+    }
+    *port_out = rpc_address_is_unix(address) ? 0 : (uint16_t)port;
+    return STATUS_OK;
+}
