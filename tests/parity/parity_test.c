@@ -1,0 +1,301 @@
+// The model against transformers' LlamaForCausalLM: residual stream after every layer, logits and
+// greedy continuations, for each checkpoint of the test data, each kernel variant of this processor
+// and each KV dtype. make_checkpoints.py says what the files hold.
+//
+// Tolerances, for the greatest difference within a row:
+//   KV f32: relative to the row's largest value, TOLERANCE_F32. Both sides sum in f32 in their own
+//     order; transformers' own two kernels differ by up to 1e-6 of a row's largest value.
+//   KV bf16: what expected.json says, four times the change that rounding keys and values to bf16
+//     made in transformers. KV f16: a quarter of that (three bits more).
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "base/check.h"
+#include "base/memory.h"
+#include "harness.h"
+
+static const double TOLERANCE_F32 = 2e-5;
+// bf16 keeps 8 bits of a value: so much of a row's largest value is lost at each layer boundary, at
+// most, and layers pass it on.
+static const double TOLERANCE_BF16_ACTIVATIONS = 0.03;
+
+static struct checkpoint checkpoints[CHECKPOINT_COUNT_MAX];
+static uint32_t checkpoint_count;
+
+// -- expected results -----------------------------------------------------------------------------
+
+struct ids {
+    uint32_t count;
+    uint32_t *values;
+};
+
+struct expected {
+    struct ids prompt, rows, greedy;
+    float *logits;                         // (rows, vocabulary)
+    float *hidden;                         // (layers + 1, rows, hidden)
+    double kv_bf16_logits, kv_bf16_hidden; // tolerances
+};
+
+static struct ids ids_read(const json_t *array) {
+    struct ids ids = {.count = (uint32_t)json_array_size(array)};
+    assert_true(ids.count > 0);
+    ids.values = memory_array(ids.count, sizeof(*ids.values));
+    assert_non_null(ids.values);
+    for (uint32_t i = 0; i < ids.count; i++) {
+        assert_true(json_is_integer(json_array_get(array, i)));
+        ids.values[i] = (uint32_t)json_integer_value(json_array_get(array, i));
+    }
+    return ids;
+}
+
+static float *floats_read(const struct checkpoint *checkpoint, const char *name, size_t count) {
+    char path[640];
+    snprintf(path, sizeof(path), "%s/%s", checkpoint->directory, name);
+    char *data;
+    size_t size_bytes;
+    struct error error;
+    if (file_read(path, 1 << 30, &data, &size_bytes, &error) != STATUS_OK)
+        fail_msg("%s", error.text);
+    assert_int_equal(size_bytes, count * sizeof(float));
+    return (float *)(void *)data;
+}
+
+static double tolerance_read(const json_t *root, const char *name) {
+    double value = json_number_value(json_object_get(json_object_get(root, "tolerance"), name));
+    assert_true(value > 0);
+    return value;
+}
+
+static struct expected expected_open(const struct checkpoint *checkpoint) {
+    char path[640];
+    snprintf(path, sizeof(path), "%s/expected.json", checkpoint->directory);
+    json_error_t json_error;
+    json_t *root = json_load_file(path, 0, &json_error);
+    if (root == NULL) fail_msg("%s: %s", path, json_error.text);
+    struct expected e = {
+        .prompt = ids_read(json_object_get(root, "prompt")),
+        .rows = ids_read(json_object_get(root, "rows")),
+        .greedy = ids_read(json_object_get(root, "greedy")),
+        .kv_bf16_logits = tolerance_read(root, "kv_bf16_logits"),
+        .kv_bf16_hidden = tolerance_read(root, "kv_bf16_hidden"),
+    };
+    json_decref(root);
+    const struct model_config *config = &checkpoint->config;
+    e.logits =
+        floats_read(checkpoint, "logits.f32", (size_t)e.rows.count * config->vocabulary_size);
+    e.hidden = floats_read(checkpoint, "hidden.f32",
+                           (size_t)(config->layer_count + 1) * e.rows.count * config->hidden_size);
+    return e;
+}
+
+static void expected_close(struct expected *e) {
+    free(e->prompt.values);
+    free(e->rows.values);
+    free(e->greedy.values);
+    free(e->logits);
+    free(e->hidden);
+}
+
+// -- one sequence through one stage ---------------------------------------------------------------
+
+struct run {
+    const struct checkpoint *checkpoint;
+    struct pipeline *pipeline;
+    uint32_t *blocks;
+    uint32_t position;
+};
+
+static struct run run_open(struct backend *backend, const struct checkpoint *checkpoint,
+                           enum dtype activation_dtype, enum dtype kv_dtype,
+                           uint32_t position_count, uint32_t row_count_max) {
+    uint32_t block_count = (position_count + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
+    struct model_options options = {.activation_dtype = activation_dtype,
+                                    .kv_dtype = kv_dtype,
+                                    .kv_block_count = block_count,
+                                    .row_count_max = row_count_max,
+                                    .sample_count_max = row_count_max,
+                                    .position_count_max = position_count};
+    struct run run = {.checkpoint = checkpoint};
+    run.pipeline = pipeline_open(backend, checkpoint, &checkpoint->config.layer_count, 1, &options);
+    run.blocks = memory_array(block_count, sizeof(*run.blocks));
+    assert_non_null(run.blocks);
+    for (uint32_t i = 0; i < block_count; i++)
+        run.blocks[i] = block_count - 1 - i;
+    return run;
+}
+
+static void run_close(struct run *run) {
+    pipeline_close(run->pipeline);
+    free(run->blocks);
+}
+
+static void run_step(struct run *run, const uint32_t *tokens, uint32_t count, after_layer_fn *after,
+                     void *ctx) {
+    struct batch_sequence sequence = {
+        .row_count = count, .position_first = run->position, .blocks = run->blocks};
+    struct batch batch = {.row_count = count, .sequence_count = 1, .sequences = &sequence};
+    pipeline_step(run->pipeline, &batch, tokens, after, ctx);
+    run->position += count;
+}
+
+static uint32_t best_token(const float *logits, uint32_t count) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+// -- comparing ------------------------------------------------------------------------------------
+
+// Greatest difference of a row; a NaN is infinitely far from everything.
+static double difference(const float *got, const float *wanted, uint32_t width, double *max_out) {
+    double difference_max = 0;
+    *max_out = 0;
+    for (uint32_t i = 0; i < width; i++) {
+        double d = fabs((double)got[i] - (double)wanted[i]);
+        if (!(d <= difference_max)) difference_max = isnan(d) ? INFINITY : d;
+        *max_out = fmax(*max_out, fabs((double)wanted[i]));
+    }
+    return difference_max;
+}
+
+struct comparison {
+    const struct checkpoint *checkpoint;
+    const struct expected *expected;
+    const char *variant;
+    enum dtype activation_dtype, kv_dtype;
+    double relative_max; // the greatest difference so far, of a row's largest value
+};
+
+static double tolerance_of(const struct comparison *c, double row_max, double kv_bf16) {
+    if (c->activation_dtype == DTYPE_BF16) return row_max * TOLERANCE_BF16_ACTIVATIONS;
+    if (c->kv_dtype == DTYPE_F32) return row_max * TOLERANCE_F32;
+    return c->kv_dtype == DTYPE_F16 ? kv_bf16 / 4 : kv_bf16;
+}
+
+static void compare_row(struct comparison *c, const float *got, const float *wanted, uint32_t width,
+                        double kv_bf16, const char *what, uint32_t index, uint32_t row) {
+    double row_max;
+    double d = difference(got, wanted, width, &row_max);
+    double tolerance = tolerance_of(c, row_max, kv_bf16);
+    c->relative_max = fmax(c->relative_max, d / row_max);
+    if (d <= tolerance) return;
+    fail_msg("%s, %s, activations %s, kv %s: %s %u of row %u differ by %g, more than %g",
+             c->checkpoint->name, c->variant, dtype_name(c->activation_dtype),
+             dtype_name(c->kv_dtype), what, index, row, d, tolerance);
+}
+
+static void compare_layer(void *ctx, uint32_t index, const float *residual) {
+    struct comparison *c = ctx;
+    uint32_t width = c->checkpoint->config.hidden_size;
+    const struct ids *rows = &c->expected->rows;
+    const float *wanted = c->expected->hidden + (size_t)index * rows->count * width;
+    for (uint32_t i = 0; i < rows->count; i++)
+        compare_row(c, residual + (size_t)rows->values[i] * width, wanted + (size_t)i * width,
+                    width, c->expected->kv_bf16_hidden, "hidden states after layer", index,
+                    rows->values[i]);
+    if (c->activation_dtype != DTYPE_BF16) return;
+    for (size_t i = 0; i < (size_t)rows->count * width; i++)
+        assert_true(residual[i] == bf16_to_f32(f32_to_bf16(residual[i])));
+}
+
+static void compare_logits(struct comparison *c, struct run *run) {
+    uint32_t width = c->checkpoint->config.vocabulary_size;
+    const struct ids *rows = &c->expected->rows;
+    const float *logits = pipeline_logits(run->pipeline, rows->values, rows->count);
+    for (uint32_t i = 0; i < rows->count; i++)
+        compare_row(c, logits + (size_t)i * width, c->expected->logits + (size_t)i * width, width,
+                    c->expected->kv_bf16_logits, "logits", i, rows->values[i]);
+}
+
+// Steps along the expected continuation, so that each token is judged on its own: the best one must
+// be the expected one, unless rounding of KV or activations may have turned a close choice.
+static void compare_greedy(struct comparison *c, struct run *run) {
+    uint32_t width = c->checkpoint->config.vocabulary_size;
+    const struct ids *greedy = &c->expected->greedy;
+    const float *logits = pipeline_logits(run->pipeline, &(uint32_t){run->position - 1}, 1);
+    for (uint32_t i = 0; i < greedy->count; i++) {
+        uint32_t token = greedy->values[i];
+        uint32_t best = best_token(logits, width);
+        double lead = (double)logits[best] - (double)logits[token];
+        double row_max = fabs((double)logits[best]);
+        bool rounded = c->kv_dtype != DTYPE_F32 || c->activation_dtype != DTYPE_F32;
+        // Two logits, each off by the tolerance.
+        double allowed = 2 * tolerance_of(c, row_max, c->expected->kv_bf16_logits);
+        if (best != token && (!rounded || lead > allowed))
+            fail_msg("%s, %s, activations %s, kv %s: greedy token %u is %u (by %g), not %u",
+                     c->checkpoint->name, c->variant, dtype_name(c->activation_dtype),
+                     dtype_name(c->kv_dtype), i, best, lead, token);
+        run_step(run, &token, 1, NULL, NULL);
+        logits = pipeline_logits(run->pipeline, &(uint32_t){0}, 1);
+    }
+}
+
+static void compare_checkpoints(enum dtype activation_dtype, enum dtype kv_dtype) {
+    for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
+        struct backend *backend = harness_backend(*variant, 2);
+        double relative_max = 0;
+        for (uint32_t i = 0; i < checkpoint_count; i++) {
+            struct expected e = expected_open(&checkpoints[i]);
+            struct comparison c = {.checkpoint = &checkpoints[i],
+                                   .expected = &e,
+                                   .variant = *variant,
+                                   .activation_dtype = activation_dtype,
+                                   .kv_dtype = kv_dtype};
+            struct run run = run_open(backend, &checkpoints[i], activation_dtype, kv_dtype,
+                                      e.prompt.count + e.greedy.count, e.prompt.count);
+            run_step(&run, e.prompt.values, e.prompt.count, compare_layer, &c);
+            compare_logits(&c, &run);
+            compare_greedy(&c, &run);
+            relative_max = fmax(relative_max, c.relative_max);
+            run_close(&run);
+            expected_close(&e);
+        }
+        print_message("%s, activations %s, kv %s: greatest difference %.1e of a row's maximum\n",
+                      *variant, dtype_name(activation_dtype), dtype_name(kv_dtype), relative_max);
+        backend_close(backend);
+    }
+}
+
+static void model_computes_what_transformers_does_with_kv_f32(void **state) {
+    (void)state;
+    compare_checkpoints(DTYPE_F32, DTYPE_F32);
+}
+
+static void model_computes_about_the_same_with_kv_bf16(void **state) {
+    (void)state;
+    compare_checkpoints(DTYPE_F32, DTYPE_BF16);
+}
+
+static void model_computes_about_the_same_with_kv_f16(void **state) {
+    (void)state;
+    compare_checkpoints(DTYPE_F32, DTYPE_F16);
+}
+
+static void model_rounds_bf16_activations_at_layer_boundaries(void **state) {
+    (void)state;
+    compare_checkpoints(DTYPE_BF16, DTYPE_F32);
+}
+
+static int setup(void **state) {
+    (void)state;
+    checkpoint_count = checkpoints_open(checkpoints);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(model_computes_what_transformers_does_with_kv_f32),
+        cmocka_unit_test(model_computes_about_the_same_with_kv_bf16),
+        cmocka_unit_test(model_computes_about_the_same_with_kv_f16),
+        cmocka_unit_test(model_rounds_bf16_activations_at_layer_boundaries),
+    };
+    return cmocka_run_group_tests(tests, setup, NULL);
+}
