@@ -44,13 +44,23 @@ struct model_config {
 
 // Reads DIR/config.json, and DIR/generation_config.json if it is there (its eos_token_id wins).
 // STATUS_NOT_FOUND, STATUS_IO, STATUS_INVALID (field, value and limit named), STATUS_UNSUPPORTED
-// (an architecture or feature that we do not compute, named).
+// (an architecture or feature that we do not compute, named), STATUS_NO_MEMORY.
+//
+// Architectures: LlamaForCausalLM, and MistralForCausalLM where its sliding window is off or as
+// long as the context, since it then computes the same. Field names and defaults are those of
+// LlamaConfig and MistralConfig in Hugging Face transformers 4 and 5: `rope_parameters`, or the
+// older `rope_theta` and `rope_scaling`; `dtype`, or the older `torch_dtype`.
 MUST_USE enum status model_config_read(const char *directory, struct model_config *config_out,
                                        struct error *error);
 
-// The same from text in memory.
+// config.json alone, from text in memory.
 MUST_USE enum status model_config_parse(const char *text, size_t size_bytes,
                                         struct model_config *config_out, struct error *error);
+
+// The text of generation_config.json: replaces the eos_ids unless its eos_token_id is absent or
+// null.
+MUST_USE enum status model_config_apply_generation(struct model_config *config, const char *text,
+                                                   size_t size_bytes, struct error *error);
 
 // Parameters of one layer, of the embedding (and of an untied head, the same), for planning.
 uint64_t model_layer_parameter_count(const struct model_config *config);

@@ -1,6 +1,10 @@
 // weights: the tensors of a layer range, mapped straight from a model's safetensors files. Only the
 // pages of these tensors are mapped and read.
 // Format: https://github.com/huggingface/safetensors (header of at most 100 MB, no overlaps).
+//
+// The files must not be shortened while they are mapped: after weights_open() the operating system
+// answers a read beyond the new end with SIGBUS. Replace a checkpoint by renaming new files over
+// the old names, which leaves the mapped ones whole. Shortening during weights_open() is an error.
 #pragma once
 
 #include <stdint.h>
@@ -9,7 +13,7 @@
 
 // A matrix as the checkpoint stores it, row-major (rows = outputs, columns = inputs); a vector has
 // one row. data is NULL for a tensor that the model does not have, such as a bias. Not necessarily
-// aligned beyond its element size.
+// aligned beyond its element size. Each tensor has its own dtype, not always the configuration's.
 struct tensor {
     const void *data;
     enum dtype dtype;
@@ -18,14 +22,14 @@ struct tensor {
 };
 
 struct layer_weights {
-    struct tensor attention_norm;      // (hidden)
-    struct tensor q, k, v;             // (heads * head_size, hidden), kv_heads for k and v
+    struct tensor attention_norm; // (hidden)
+    struct tensor q, k, v;        // (heads * head_size, hidden), kv_heads for k and v
     struct tensor q_bias, k_bias, v_bias;
-    struct tensor o, o_bias;           // (hidden, heads * head_size)
-    struct tensor ffn_norm;            // (hidden)
-    struct tensor gate, up;            // (ffn, hidden)
+    struct tensor o, o_bias; // (hidden, heads * head_size)
+    struct tensor ffn_norm;  // (hidden)
+    struct tensor gate, up;  // (ffn, hidden)
     struct tensor gate_bias, up_bias;
-    struct tensor down, down_bias;     // (hidden, ffn)
+    struct tensor down, down_bias; // (hidden, ffn)
 };
 
 struct weights {
@@ -46,13 +50,15 @@ struct weights_range {
     bool is_last;  // needs the final norm and the head
 };
 
-// Called now and then while pages are read, on the calling thread. Return false to give up
-// (STATUS_CANCELLED).
+// Called now and then while pages are read, on the calling thread: first with 0 bytes done, at last
+// with all; bytes_total is mapped_bytes. Return false to give up (STATUS_CANCELLED).
 typedef bool weights_progress_fn(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
 
 // Reads DIR/model.safetensors, or the shards named by DIR/model.safetensors.index.json that hold
 // tensors of the range; checks name, dtype, shape and offsets of each tensor; maps and reads them.
-// STATUS_NOT_FOUND, STATUS_IO, STATUS_INVALID, STATUS_UNSUPPORTED, STATUS_CANCELLED; the sentence
+// When it returns, all pages are in memory and in the page tables. `progress` may be NULL.
+// STATUS_NOT_FOUND (a file), STATUS_IO, STATUS_INVALID (also a missing tensor), STATUS_UNSUPPORTED
+// (dtype, or bytes not aligned to their element), STATUS_NO_MEMORY, STATUS_CANCELLED; the sentence
 // names the file and the tensor.
 MUST_USE enum status weights_open(const char *directory, const struct model_config *config,
                                   const struct weights_range *range, weights_progress_fn *progress,
