@@ -246,9 +246,14 @@ static int compare_names(const void *a, const void *b) {
                   ((const struct safetensors_tensor *)b)->name);
 }
 
+static void tensors_sort(struct safetensors *all, int (*compare)(const void *, const void *)) {
+    if (all->tensor_count > 0)
+        qsort(all->tensors, all->tensor_count, sizeof(all->tensors[0]), compare);
+}
+
 // Each tensor starts where the one before ends, and the last one ends with the file.
 static enum status check_layout(struct safetensors *all, uint64_t data_bytes, struct error *error) {
-    qsort(all->tensors, all->tensor_count, sizeof(all->tensors[0]), compare_offsets);
+    tensors_sort(all, compare_offsets);
     uint64_t end = 0;
     for (uint32_t i = 0; i < all->tensor_count; i++) {
         const struct safetensors_tensor *tensor = &all->tensors[i];
@@ -273,7 +278,7 @@ static enum status check_layout(struct safetensors *all, uint64_t data_bytes, st
 }
 
 static enum status check_names(struct safetensors *all, struct error *error) {
-    qsort(all->tensors, all->tensor_count, sizeof(all->tensors[0]), compare_names);
+    tensors_sort(all, compare_names);
     for (uint32_t i = 1; i < all->tensor_count; i++)
         if (compare_names(&all->tensors[i - 1], &all->tensors[i]) == 0)
             return error_set(error, STATUS_INVALID, NAME_FORMAT " is there twice",
