@@ -89,9 +89,12 @@ enum {
 enum {
     // Requests known at once, running and waiting; one more is refused with RESOURCE_EXHAUSTED.
     REQUEST_COUNT_MAX = 4096,
+    // A request that a lost pipeline made start again more often than this fails with UNAVAILABLE:
+    // it may be what breaks the pipeline.
+    REQUEST_REPLAY_COUNT_MAX = 8,
     // Events waiting for the coordinator's loop: a new request beyond is refused with
     // RESOURCE_EXHAUSTED; other events wait in their sender.
-    LOOP_EVENT_COUNT_MAX = 16384,
+    LOOP_EVENT_COUNT_MAX = 1 << 16,
     // Stages joined at once, spares included; one more is refused with RESOURCE_EXHAUSTED.
     CLUSTER_MEMBER_COUNT_MAX = 128,
     // Both ends of a Join stream send a heartbeat this often.

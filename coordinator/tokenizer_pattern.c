@@ -8,7 +8,7 @@
 #include "coordinator/tokenizer_parts.h"
 
 // Members of Oniguruma's classes, to be put between brackets. PCRE2's \s has U+180E too, and its
-// \w lacks marks and connectors.
+// \w lacks marks and connectors; Oniguruma counts the numbers of Latin-1 as \w, no later ones.
 #define SPACE                                                                                      \
     "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
     "\\x{3000}"
@@ -16,7 +16,7 @@
     "\\x00-\\x08\\x0e-\\x1f\\x21-\\x84\\x86-\\x9f\\xa1-\\x{167f}\\x{1681}-\\x{1fff}"               \
     "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"                 \
     "\\x{3001}-\\x{d7ff}\\x{e000}-\\x{10ffff}"
-#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe"
 #define HEX "0-9A-Fa-f"
 
 // Each character of a pattern grows to at most this much.
@@ -345,7 +345,6 @@ static void translate(struct translation *translation) {
 
 // -- compiling ------------------------------------------------------------------------------------
 
-// Multi-line: in Ruby "^" and "$" always match at lines.
 static enum status compile(const char *text, size_t size_bytes, uint32_t options,
                            pcre2_code **code_out, struct error *error) {
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
@@ -353,9 +352,9 @@ static enum status compile(const char *text, size_t size_bytes, uint32_t options
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     int code_of_error;
     PCRE2_SIZE error_offset;
-    pcre2_code *code = pcre2_compile((PCRE2_SPTR)text, size_bytes,
-                                     options | PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NO_UTF_CHECK,
-                                     &code_of_error, &error_offset, context);
+    pcre2_code *code =
+        pcre2_compile((PCRE2_SPTR)text, size_bytes, options | PCRE2_UTF | PCRE2_NO_UTF_CHECK,
+                      &code_of_error, &error_offset, context);
     pcre2_compile_context_free(context);
     if (code == NULL) {
         char message[128] = "unknown";
@@ -379,9 +378,10 @@ enum status pattern_compile(const char *pattern, size_t size_bytes, pcre2_code *
     put(&translation, "");
     translate(&translation);
     enum status status = translation.status;
+    // Multi-line: in Ruby "^" and "$" always match at lines.
     if (status == STATUS_OK)
-        status =
-            compile(translation.out.data, translation.out.size_bytes, PCRE2_UCP, code_out, error);
+        status = compile(translation.out.data, translation.out.size_bytes,
+                         PCRE2_UCP | PCRE2_MULTILINE, code_out, error);
     buffer_fini(&translation.out);
     return status;
 }

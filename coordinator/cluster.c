@@ -1,0 +1,503 @@
+#include "coordinator/cluster.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
+
+struct cluster {
+    struct cluster_config config;
+    struct cluster_outside outside;
+    enum cluster_state state;
+    uint64_t epoch;
+    uint64_t state_since_ms;
+    uint64_t retry_at_ms; // no new epoch before
+    bool links_up;        // the coordinator's own
+    uint32_t stage_id_next;
+    struct member *members[CLUSTER_MEMBER_COUNT_MAX];
+    uint32_t member_count;
+    struct member *slots[PIPELINE_STAGE_COUNT_MAX]; // who owns the layers of stage i, or NULL
+    char explanation[640];
+};
+
+enum status cluster_open(const struct cluster_config *config, const struct cluster_outside *outside,
+                         struct cluster **cluster_out) {
+    struct cluster *cluster = calloc(1, sizeof(*cluster));
+    if (cluster == NULL) return STATUS_NO_MEMORY;
+    cluster->config = *config;
+    cluster->outside = *outside;
+    *cluster_out = cluster;
+    return STATUS_OK;
+}
+
+void cluster_close(struct cluster *cluster) {
+    free(cluster);
+}
+
+static void enter(struct cluster *cluster, enum cluster_state state) {
+    cluster->state = state;
+    cluster->state_since_ms = clock_now_ms(&cluster->config.clock);
+}
+
+static void set_slot_states(struct cluster *cluster, enum member_state state) {
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++)
+        cluster->slots[i]->state = state;
+}
+
+// The epoch is over: frames of it are worthless. Members keep what they have loaded.
+static void fail_epoch(struct cluster *cluster, const char *reason) {
+    if (cluster->state == CLUSTER_WAITING) return;
+    log_warn("epoch %" PRIu64 " ends: %s", cluster->epoch, reason);
+    enter(cluster, CLUSTER_WAITING);
+    cluster->links_up = false;
+    cluster->retry_at_ms = cluster->state_since_ms + CLUSTER_RETRY_MS;
+}
+
+static void vacate(struct cluster *cluster, struct member *member) {
+    if (!member->has_layers) return;
+    CHECK(cluster->slots[member->stage_index] == member);
+    cluster->slots[member->stage_index] = NULL;
+    member->has_layers = false;
+}
+
+// -- messages of stages ---------------------------------------------------------------------------
+
+bool cluster_join(struct cluster *cluster, struct member *member) {
+    if (cluster->member_count == CLUSTER_MEMBER_COUNT_MAX) {
+        cluster->outside.drop(cluster->outside.ctx, member, false,
+                              "too many stages have joined this coordinator");
+        return false;
+    }
+    member->stage_id = ++cluster->stage_id_next;
+    member->state = MEMBER_SILENT;
+    member->heard_ms = clock_now_ms(&cluster->config.clock);
+    cluster->members[cluster->member_count++] = member;
+    return true;
+}
+
+static bool copy_text(char *out, size_t capacity_bytes, const char *text) {
+    size_t size_bytes = strlen(text);
+    if (size_bytes >= capacity_bytes) return false;
+    memcpy(out, text, size_bytes + 1);
+    return true;
+}
+
+// "host:port" as the stage gave it, or the host its call came from before ":port".
+static bool read_data_address(struct member *member, const char *address) {
+    const char *colon = strrchr(address, ':');
+    if (colon == NULL || colon[1] == '\0') return false;
+    if (colon != address)
+        return copy_text(member->data_address, sizeof(member->data_address), address);
+    bool is_ipv6 = strchr(member->peer_host, ':') != NULL;
+    int size = snprintf(member->data_address, sizeof(member->data_address),
+                        is_ipv6 ? "[%s]%s" : "%s%s", member->peer_host, address);
+    return size > 0 && (size_t)size < sizeof(member->data_address) && member->peer_host[0] != '\0';
+}
+
+static bool is_name_taken(const struct cluster *cluster, const struct member *member) {
+    for (uint32_t i = 0; i < cluster->member_count; i++) {
+        const struct member *other = cluster->members[i];
+        if (other != member && other->state != MEMBER_SILENT &&
+            strcmp(other->name, member->name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void on_hello(struct cluster *cluster, struct member *member,
+                     const Stagecoach__V1__Hello *hello) {
+    char text[256] = "";
+    bool is_refusal = true;
+    if (hello->protocol_version != CONTROL_PROTOCOL_VERSION) {
+        snprintf(text, sizeof(text), "protocol_version is %" PRIu32 ", this coordinator speaks %d",
+                 hello->protocol_version, CONTROL_PROTOCOL_VERSION);
+    } else if (hello->name[0] == '\0' ||
+               !copy_text(member->name, sizeof(member->name), hello->name)) {
+        snprintf(text, sizeof(text), "name must have 1 to %zu bytes", sizeof(member->name) - 1);
+    } else if (is_name_taken(cluster, member)) {
+        // A restarted stage may come back before its old stream is known to be dead.
+        is_refusal = false;
+        snprintf(text, sizeof(text), "a stage named '%s' has joined already", member->name);
+    } else if (!read_data_address(member, hello->data_address)) {
+        snprintf(text, sizeof(text), "data_address '%.100s' is not host:port", hello->data_address);
+    } else if (!copy_text(member->kernel_variant, sizeof(member->kernel_variant),
+                          hello->kernel_variant)) {
+        snprintf(text, sizeof(text), "kernel_variant is too long");
+    }
+    if (text[0] != '\0') {
+        cluster->outside.drop(cluster->outside.ctx, member, is_refusal, text);
+        return;
+    }
+    member->thread_count = hello->thread_count;
+    member->state = MEMBER_JOINED;
+    log_info("stage '%s' (id %" PRIu32 ") joined from %s, data at %s, %s kernels, %" PRIu32
+             " threads",
+             member->name, member->stage_id, member->peer_host, member->data_address,
+             member->kernel_variant, member->thread_count);
+    Stagecoach__V1__Welcome welcome = STAGECOACH__V1__WELCOME__INIT;
+    welcome.stage_id = member->stage_id;
+    welcome.version = (char *)STAGECOACH_VERSION;
+    Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_WELCOME;
+    message.welcome = &welcome;
+    cluster->outside.send(cluster->outside.ctx, member, &message);
+}
+
+static void on_loaded(struct cluster *cluster, struct member *member,
+                      const Stagecoach__V1__Loaded *loaded) {
+    if (loaded->epoch != cluster->epoch || member->state != MEMBER_LOADING) return;
+    member->state = MEMBER_LOADED;
+    member->weight_bytes = loaded->weight_bytes;
+    member->mapped_bytes = loaded->mapped_bytes;
+    member->kv_bytes = loaded->kv_bytes;
+    member->load_ms = loaded->load_ms;
+    log_info("stage %" PRIu32 " '%s' loaded %.1f MB of weights in %" PRIu64
+             " ms, KV memory %.1f MB",
+             member->stage_index, member->name, (double)loaded->weight_bytes / 1e6, loaded->load_ms,
+             (double)loaded->kv_bytes / 1e6);
+}
+
+static void on_failed(struct cluster *cluster, struct member *member,
+                      const Stagecoach__V1__Failed *failed) {
+    if (failed->epoch != cluster->epoch || !member->has_layers) return;
+    snprintf(member->error, sizeof(member->error), "%s", failed->message);
+    char reason[640];
+    snprintf(reason, sizeof(reason), "stage %" PRIu32 " '%s': %.500s", member->stage_index,
+             member->name, failed->message);
+    if (failed->kind == STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LOAD) {
+        log_error("%s", reason);
+        vacate(cluster, member);
+        member->state = MEMBER_FAILED;
+    }
+    fail_epoch(cluster, reason);
+}
+
+static void on_heartbeat(struct cluster *cluster, struct member *member,
+                         const Stagecoach__V1__Heartbeat *heartbeat) {
+    if (heartbeat->epoch == cluster->epoch) {
+        member->step_count = heartbeat->step_count;
+        member->busy_ns = heartbeat->busy_ns;
+        member->row_count = heartbeat->row_count;
+    }
+    Stagecoach__V1__Heartbeat reply = STAGECOACH__V1__HEARTBEAT__INIT;
+    reply.epoch = cluster->epoch;
+    Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT;
+    message.heartbeat = &reply;
+    cluster->outside.send(cluster->outside.ctx, member, &message);
+}
+
+void cluster_message(struct cluster *cluster, struct member *member,
+                     const Stagecoach__V1__StageMessage *message) {
+    member->heard_ms = clock_now_ms(&cluster->config.clock);
+    bool is_hello = message->kind_case == STAGECOACH__V1__STAGE_MESSAGE__KIND_HELLO;
+    if (is_hello != (member->state == MEMBER_SILENT)) {
+        cluster->outside.drop(cluster->outside.ctx, member, true,
+                              "the first message, and no other, must be hello");
+        return;
+    }
+    switch (message->kind_case) {
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_HELLO:
+        on_hello(cluster, member, message->hello);
+        break;
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_LOAD_PROGRESS:
+        if (message->load_progress->epoch != cluster->epoch) break;
+        member->load_bytes_done = message->load_progress->bytes_done;
+        member->load_bytes_total = message->load_progress->bytes_total;
+        break;
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_LOADED:
+        on_loaded(cluster, member, message->loaded);
+        break;
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_CONNECTED:
+        if (message->connected->epoch == cluster->epoch && member->state == MEMBER_CONNECTING)
+            member->state = MEMBER_RUNNING;
+        break;
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_FAILED:
+        on_failed(cluster, member, message->failed);
+        break;
+    case STAGECOACH__V1__STAGE_MESSAGE__KIND_HEARTBEAT:
+        on_heartbeat(cluster, member, message->heartbeat);
+        break;
+    default:
+        break; // of a newer version: not for us
+    }
+}
+
+void cluster_leave(struct cluster *cluster, struct member *member) {
+    for (uint32_t i = 0; i < cluster->member_count; i++) {
+        if (cluster->members[i] != member) continue;
+        memmove(&cluster->members[i], &cluster->members[i + 1],
+                (cluster->member_count - i - 1) * sizeof(cluster->members[0]));
+        cluster->member_count--;
+        break;
+    }
+    if (member->state != MEMBER_SILENT) log_info("stage '%s' left", member->name);
+    if (!member->has_layers) return;
+    char reason[128];
+    snprintf(reason, sizeof(reason), "stage %" PRIu32 " '%s' is gone", member->stage_index,
+             member->name);
+    vacate(cluster, member);
+    fail_epoch(cluster, reason);
+}
+
+void cluster_links_up(struct cluster *cluster, uint64_t epoch) {
+    if (epoch == cluster->epoch && cluster->state == CLUSTER_CONNECTING) cluster->links_up = true;
+}
+
+void cluster_links_lost(struct cluster *cluster, uint64_t epoch, const char *reason) {
+    if (epoch == cluster->epoch) fail_epoch(cluster, reason);
+}
+
+// -- transitions ----------------------------------------------------------------------------------
+
+static void send_assignment(struct cluster *cluster, struct member *member) {
+    Stagecoach__V1__Assignment assignment = cluster->config.assignment;
+    assignment.epoch = cluster->epoch;
+    assignment.stage_index = member->stage_index;
+    assignment.stage_count = cluster->config.plan.stage_count;
+    assignment.layer_first = cluster->config.plan.layer_firsts[member->stage_index];
+    assignment.layer_count = cluster->config.plan.layer_counts[member->stage_index];
+    Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_ASSIGNMENT;
+    message.assignment = &assignment;
+    cluster->outside.send(cluster->outside.ctx, member, &message);
+}
+
+static void send_start(struct cluster *cluster, struct member *member) {
+    bool is_last = member->stage_index + 1 == cluster->config.plan.stage_count;
+    Stagecoach__V1__Start start = STAGECOACH__V1__START__INIT;
+    start.epoch = cluster->epoch;
+    start.next_address = is_last ? (char *)cluster->config.data_address
+                                 : cluster->slots[member->stage_index + 1]->data_address;
+    Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START;
+    message.start = &start;
+    cluster->outside.send(cluster->outside.ctx, member, &message);
+}
+
+// Gives vacant stages to members without layers, in order of joining. Whether none is vacant.
+static bool fill_slots(struct cluster *cluster) {
+    bool is_full = true;
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++) {
+        for (uint32_t m = 0; m < cluster->member_count && cluster->slots[i] == NULL; m++) {
+            struct member *member = cluster->members[m];
+            if (member->state != MEMBER_JOINED || member->has_layers) continue;
+            cluster->slots[i] = member;
+            member->has_layers = true;
+            member->stage_index = i;
+        }
+        is_full = is_full && cluster->slots[i] != NULL;
+    }
+    return is_full;
+}
+
+static void begin_epoch(struct cluster *cluster) {
+    cluster->epoch++;
+    log_info("epoch %" PRIu64 " begins: %" PRIu32 " stages", cluster->epoch,
+             cluster->config.plan.stage_count);
+    enter(cluster, CLUSTER_LOADING);
+    set_slot_states(cluster, MEMBER_LOADING);
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++) {
+        struct member *member = cluster->slots[i];
+        member->step_count = member->busy_ns = member->row_count = 0;
+        member->error[0] = '\0';
+        send_assignment(cluster, member);
+    }
+}
+
+static bool all_slots_are(const struct cluster *cluster, enum member_state state) {
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++)
+        if (cluster->slots[i] == NULL || cluster->slots[i]->state != state) return false;
+    return true;
+}
+
+static void warn_of_mixed_kernels(const struct cluster *cluster) {
+    for (uint32_t i = 1; i < cluster->config.plan.stage_count; i++) {
+        if (strcmp(cluster->slots[i]->kernel_variant, cluster->slots[0]->kernel_variant) == 0)
+            continue;
+        log_warn("stages use different kernels (%s and %s): tokens may depend on the layer split",
+                 cluster->slots[0]->kernel_variant, cluster->slots[i]->kernel_variant);
+        return;
+    }
+}
+
+static void drop_silent_members(struct cluster *cluster, uint64_t now_ms) {
+    for (uint32_t i = 0; i < cluster->member_count; i++) {
+        struct member *member = cluster->members[i];
+        if (now_ms - member->heard_ms <= HEARTBEAT_LOST_MS) continue;
+        char text[128];
+        snprintf(text, sizeof(text), "nothing heard for %" PRIu64 " ms", now_ms - member->heard_ms);
+        log_warn("stage '%s': %s", member->name, text);
+        cluster->outside.drop(cluster->outside.ctx, member, false, text);
+        member->heard_ms = now_ms;     // say it once
+        member->state = MEMBER_SILENT; // its name is free for the stage that comes back
+        if (!member->has_layers) continue;
+        vacate(cluster, member);
+        fail_epoch(cluster, "a stage is silent");
+    }
+}
+
+void cluster_tick(struct cluster *cluster) {
+    uint64_t now_ms = clock_now_ms(&cluster->config.clock);
+    drop_silent_members(cluster, now_ms);
+    switch (cluster->state) {
+    case CLUSTER_WAITING:
+        if (fill_slots(cluster) && now_ms >= cluster->retry_at_ms) begin_epoch(cluster);
+        break;
+    case CLUSTER_LOADING:
+        if (!all_slots_are(cluster, MEMBER_LOADED)) break;
+        enter(cluster, CLUSTER_CONNECTING);
+        set_slot_states(cluster, MEMBER_CONNECTING);
+        for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++)
+            send_start(cluster, cluster->slots[i]);
+        break;
+    case CLUSTER_CONNECTING:
+        if (now_ms - cluster->state_since_ms > CLUSTER_CONNECT_MS)
+            fail_epoch(cluster, "links did not come up");
+        else if (cluster->links_up && all_slots_are(cluster, MEMBER_RUNNING)) {
+            enter(cluster, CLUSTER_RUNNING);
+            warn_of_mixed_kernels(cluster);
+            log_info("epoch %" PRIu64 " runs", cluster->epoch);
+        }
+        break;
+    case CLUSTER_RUNNING:
+        break;
+    }
+}
+
+// -- what is so -----------------------------------------------------------------------------------
+
+enum cluster_state cluster_state(const struct cluster *cluster) {
+    return cluster->state;
+}
+
+uint64_t cluster_epoch(const struct cluster *cluster) {
+    return cluster->epoch;
+}
+
+const char *cluster_first_address(const struct cluster *cluster) {
+    return cluster->slots[0]->data_address;
+}
+
+static const struct member *failed_member(const struct cluster *cluster) {
+    for (uint32_t i = 0; i < cluster->member_count; i++)
+        if (cluster->members[i]->state == MEMBER_FAILED) return cluster->members[i];
+    return NULL;
+}
+
+static void explain_waiting(struct cluster *cluster) {
+    uint32_t wanted = cluster->config.plan.stage_count, have = 0;
+    for (uint32_t i = 0; i < cluster->member_count; i++) {
+        enum member_state state = cluster->members[i]->state;
+        have += state != MEMBER_SILENT && state != MEMBER_FAILED ? 1 : 0;
+    }
+    const struct member *failed = failed_member(cluster);
+    if (failed != NULL)
+        snprintf(cluster->explanation, sizeof(cluster->explanation),
+                 "waiting for %" PRIu32 " stages, %" PRIu32
+                 " have joined; stage '%s' failed: %.500s",
+                 wanted, have, failed->name, failed->error);
+    else
+        snprintf(cluster->explanation, sizeof(cluster->explanation),
+                 "waiting for %" PRIu32 " stages, %" PRIu32 " have joined", wanted, have);
+}
+
+const char *cluster_explanation(const struct cluster *cluster) {
+    switch (cluster->state) {
+    case CLUSTER_WAITING:
+        explain_waiting((struct cluster *)cluster);
+        return cluster->explanation;
+    case CLUSTER_LOADING:
+        return "stages load their layers";
+    case CLUSTER_CONNECTING:
+        return "links between stages are being made";
+    case CLUSTER_RUNNING:
+        break;
+    }
+    return "running";
+}
+
+static Stagecoach__V1__StageState describe_state(enum member_state state) {
+    switch (state) {
+    case MEMBER_LOADING:
+        return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_LOADING;
+    case MEMBER_LOADED:
+        return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_LOADED;
+    case MEMBER_CONNECTING:
+        return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_CONNECTING;
+    case MEMBER_RUNNING:
+        return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_RUNNING;
+    case MEMBER_FAILED:
+        return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_FAILED;
+    case MEMBER_SILENT:
+    case MEMBER_JOINED:
+        break;
+    }
+    return STAGECOACH__V1__STAGE_STATE__STAGE_STATE_JOINED;
+}
+
+static void describe_member(const struct cluster *cluster, struct member *member,
+                            Stagecoach__V1__Stage *out) {
+    stagecoach__v1__stage__init(out);
+    out->stage_id = member->stage_id;
+    out->name = member->name;
+    out->state = describe_state(member->state);
+    if (member->has_layers) {
+        out->stage_index = member->stage_index;
+        out->layer_first = cluster->config.plan.layer_firsts[member->stage_index];
+        out->layer_count = cluster->config.plan.layer_counts[member->stage_index];
+    }
+    out->data_address = member->data_address;
+    out->kernel_variant = member->kernel_variant;
+    out->thread_count = member->thread_count;
+    out->weight_bytes = member->weight_bytes;
+    out->mapped_bytes = member->mapped_bytes;
+    out->kv_bytes = member->kv_bytes;
+    out->load_ms = member->load_ms;
+    out->load_bytes_done = member->load_bytes_done;
+    out->load_bytes_total = member->load_bytes_total;
+    out->error = member->error;
+    out->step_count = member->step_count;
+    out->busy_ns = member->busy_ns;
+    out->row_count = member->row_count;
+    out->heartbeat_age_ms = clock_now_ms(&cluster->config.clock) - member->heard_ms;
+}
+
+static enum status append_stage(const struct cluster *cluster, struct member *member,
+                                Stagecoach__V1__Pipeline *pipeline) {
+    Stagecoach__V1__Stage *stage = malloc(sizeof(*stage));
+    if (stage == NULL) return STATUS_NO_MEMORY;
+    describe_member(cluster, member, stage);
+    pipeline->stages[pipeline->n_stages++] = stage;
+    return STATUS_OK;
+}
+
+enum status cluster_describe(struct cluster *cluster, Stagecoach__V1__Pipeline *pipeline) {
+    static const Stagecoach__V1__PipelineState states[] = {
+        [CLUSTER_WAITING] = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_WAITING,
+        [CLUSTER_LOADING] = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_LOADING,
+        [CLUSTER_CONNECTING] = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_CONNECTING,
+        [CLUSTER_RUNNING] = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_RUNNING,
+    };
+    pipeline->state = states[cluster->state];
+    pipeline->explanation = (char *)cluster_explanation(cluster);
+    pipeline->epoch = cluster->epoch;
+    pipeline->stage_count = cluster->config.plan.stage_count;
+    pipeline->stages = memory_array(cluster->member_count, sizeof(*pipeline->stages));
+    if (pipeline->stages == NULL) return STATUS_NO_MEMORY;
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++) {
+        if (cluster->slots[i] == NULL) continue;
+        if (append_stage(cluster, cluster->slots[i], pipeline) != STATUS_OK)
+            return STATUS_NO_MEMORY;
+    }
+    for (uint32_t i = 0; i < cluster->member_count; i++) {
+        struct member *member = cluster->members[i];
+        if (member->has_layers || member->state == MEMBER_SILENT) continue;
+        if (append_stage(cluster, member, pipeline) != STATUS_OK) return STATUS_NO_MEMORY;
+    }
+    return STATUS_OK;
+}

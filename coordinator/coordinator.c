@@ -1,0 +1,282 @@
+#include "coordinator/coordinator.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/address.h"
+#include "base/check.h"
+#include "base/signals.h"
+#include "coordinator/loop.h"
+#include "proto/model_config.h"
+
+enum { TICK_MS = 100 };
+
+// Everything that lives as long as the service.
+struct coordinator {
+    const struct settings *settings;
+    struct clock clock;
+    struct model_config model;
+    char model_path[PATH_MAX];
+    char model_name[256];
+    struct tokenizer *tokenizer;
+    struct plan plan;
+    uint32_t position_count_max; // of one sequence
+    uint32_t kv_block_count;
+    struct wake wake;
+    struct inbox inbox;
+    struct io *io;
+    struct rpc *rpc;
+    struct frontend frontend;
+    Stagecoach__V1__Model model_message;
+    char data_address[ADDRESS_HOST_BYTES_MAX + 16];
+    struct loop *loop;
+};
+
+static uint64_t draw_random(void *ctx) {
+    (void)ctx;
+    uint64_t bits;
+    // Eight bytes come whole or not at all.
+    ssize_t size = getrandom(&bits, sizeof(bits), 0);
+    CHECK(size == sizeof(bits));
+    return bits;
+}
+
+// -- the model ------------------------------------------------------------------------------------
+
+static enum status read_model(struct coordinator *c, struct error *error) {
+    const struct settings *s = c->settings;
+    if (realpath(s->model_path, c->model_path) == NULL)
+        return error_set(error, STATUS_NOT_FOUND, "--model %s: %s", s->model_path, strerror(errno));
+    enum status status = model_config_read(c->model_path, &c->model, error);
+    if (status != STATUS_OK) return status;
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof(path), "%s/tokenizer.json", c->model_path);
+    status = tokenizer_open(path, &c->tokenizer, error);
+    if (status != STATUS_OK) return status;
+    if (tokenizer_vocabulary_size(c->tokenizer) > c->model.vocabulary_size)
+        return error_set(error, STATUS_INVALID,
+                         "%s: %" PRIu32 " tokens, but vocab_size of config.json is %" PRIu32, path,
+                         tokenizer_vocabulary_size(c->tokenizer), c->model.vocabulary_size);
+    const char *slash = strrchr(c->model_path, '/');
+    snprintf(c->model_name, sizeof(c->model_name), "%s",
+             s->model_name != NULL ? s->model_name : slash + 1);
+    return STATUS_OK;
+}
+
+static enum status make_plan(struct coordinator *c, struct error *error) {
+    const struct settings *s = c->settings;
+    if (s->context_count > c->model.position_count_max)
+        return error_set(error, STATUS_INVALID,
+                         "--context is %" PRIu64 ", the limit of this model is %" PRIu32,
+                         s->context_count, c->model.position_count_max);
+    c->kv_block_count = kv_blocks_for((uint32_t)s->kv_token_count);
+    c->position_count_max =
+        s->context_count != 0 ? (uint32_t)s->context_count : c->model.position_count_max;
+    if (s->layers != NULL) return plan_parse(s->layers, c->model.layer_count, &c->plan, error);
+    return plan_even(c->model.layer_count, (uint32_t)s->stage_count, &c->plan, error);
+}
+
+static void describe_model(struct coordinator *c) {
+    stagecoach__v1__model__init(&c->model_message);
+    Stagecoach__V1__Model *m = &c->model_message;
+    m->name = c->model_name;
+    m->architecture = c->model.architecture;
+    m->layer_count = c->model.layer_count;
+    m->hidden_size = c->model.hidden_size;
+    m->vocabulary_size = c->model.vocabulary_size;
+    m->position_count_max = c->position_count_max;
+    m->n_eos_token_ids = c->model.eos_count;
+    m->eos_token_ids = c->model.eos_ids;
+    m->weight_dtype = (char *)dtype_name(c->model.dtype);
+    m->activation_dtype = (char *)dtype_name(c->settings->activation_dtype);
+    m->kv_dtype = (char *)dtype_name(c->settings->kv_dtype);
+}
+
+// -- threads --------------------------------------------------------------------------------------
+
+static enum status open_io(struct coordinator *c, struct error *error) {
+    struct address listen;
+    enum status status = address_parse(c->settings->data_listen, &listen, error);
+    if (status != STATUS_OK) {
+        error_prefix(error, "--data-listen");
+        return status;
+    }
+    struct io_config config = {.owner_wake = &c->wake};
+    status = io_open(&config, &c->io);
+    if (status != STATUS_OK) return error_set(error, status, "no memory for the io thread");
+    struct port_config port_config = io_port_config(c->io);
+    struct port *port;
+    status = port_open_ucx(listen.host[0] != '\0' ? listen.host : "0.0.0.0", listen.port,
+                           &port_config, &port, error);
+    if (status != STATUS_OK) return status;
+    // On every interface: the last stage puts in the host at which it reaches us.
+    const char *port_text = strrchr(port_address(port), ':');
+    bool is_wildcard = address_is_wildcard(listen.host);
+    snprintf(c->data_address, sizeof(c->data_address), "%s",
+             is_wildcard ? port_text : port_address(port));
+    status = io_start(c->io, port);
+    return status == STATUS_OK ? status : error_set(error, status, "cannot start the io thread");
+}
+
+static struct frame_limits result_limits(const struct coordinator *c) {
+    return (struct frame_limits){
+        .row_count_max = (uint32_t)(c->settings->chunk_row_count + c->settings->sequence_count_max),
+        .sequence_count_max = (uint32_t)c->settings->sequence_count_max,
+        .position_count_max = c->position_count_max,
+        .kv_block_count = c->kv_block_count,
+        .vocabulary_size = c->model.vocabulary_size,
+        .hidden_size = c->model.hidden_size,
+        .dtype = c->settings->activation_dtype,
+        .kind = FRAME_RESULT,
+    };
+}
+
+static Stagecoach__V1__Assignment common_assignment(const struct coordinator *c,
+                                                    const struct frame_limits *limits,
+                                                    uint32_t credit_count) {
+    Stagecoach__V1__Assignment a = STAGECOACH__V1__ASSIGNMENT__INIT;
+    a.model_path = (char *)c->model_path;
+    a.model_digest.data = (uint8_t *)&c->model.digest;
+    a.model_digest.len = sizeof(c->model.digest);
+    a.activation_dtype = c->settings->activation_dtype;
+    a.kv_dtype = c->settings->kv_dtype;
+    a.kv_block_count = c->kv_block_count;
+    a.kv_block_positions = KV_BLOCK_POSITION_COUNT;
+    a.row_count_max = limits->row_count_max;
+    a.sequence_count_max = limits->sequence_count_max;
+    a.credit_count = credit_count;
+    a.position_count_max = limits->position_count_max;
+    return a;
+}
+
+static enum status open_loop(struct coordinator *c, struct error *error) {
+    const struct settings *s = c->settings;
+    struct frame_limits limits = result_limits(c);
+    uint32_t credit_count = c->plan.stage_count + 1;
+    if (credit_count > LINK_CREDIT_COUNT_MAX) credit_count = LINK_CREDIT_COUNT_MAX;
+    size_t frame_bytes_max = frame_capacity_bytes(&limits);
+    if (frame_bytes_max > FRAME_BYTES_MAX)
+        return error_set(error, STATUS_EXHAUSTED,
+                         "a frame could have %zu bytes, the limit is %d: lower --chunk or "
+                         "--max-running",
+                         frame_bytes_max, FRAME_BYTES_MAX);
+    struct loop_config config = {
+        .clock = c->clock,
+        .wake = &c->wake,
+        .inbox = &c->inbox,
+        .io = c->io,
+        .cluster = {.clock = c->clock,
+                    .plan = c->plan,
+                    .assignment = common_assignment(c, &limits, credit_count),
+                    .data_address = c->data_address},
+        .scheduler = {.running_count_max = (uint32_t)s->sequence_count_max,
+                      .waiting_count_max = (uint32_t)s->waiting_count_max,
+                      .sequence_count_max = (uint32_t)s->sequence_count_max,
+                      .row_count_max = limits.row_count_max,
+                      .chunk_row_count = (uint32_t)s->chunk_row_count,
+                      .in_flight_max = credit_count},
+        .limits = limits,
+        .kv_block_count = c->kv_block_count,
+        .credit_count = credit_count,
+        .frame_bytes_max = frame_bytes_max,
+        .absent_ms = (uint32_t)(s->absent_seconds * 1000),
+        .model_name = c->model_name,
+    };
+    enum status status = loop_open(&config, &c->loop);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory for the loop");
+}
+
+static enum status write_port_file(const char *path, uint16_t port, struct error *error) {
+    char temporary[PATH_MAX];
+    int size = snprintf(temporary, sizeof(temporary), "%s.tmp", path);
+    FILE *file = size < (int)sizeof(temporary) ? fopen(temporary, "w") : NULL;
+    bool is_written = file != NULL && fprintf(file, "%u\n", (unsigned)port) > 0;
+    if (file != NULL && fclose(file) != 0) is_written = false;
+    if (!is_written || rename(temporary, path) != 0)
+        return error_set(error, STATUS_IO, "--port-file %s: %s", path, strerror(errno));
+    return STATUS_OK;
+}
+
+static enum status open_rpc(struct coordinator *c, struct error *error) {
+    struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2};
+    enum status status = rpc_open(&config, &c->rpc);
+    if (status != STATUS_OK) return error_set(error, status, "cannot start the rpc thread");
+    c->frontend.rules = (struct request_rules){
+        .model = &c->model,
+        .tokenizer = c->tokenizer,
+        .position_count_max = c->position_count_max,
+        .kv_position_count = c->kv_block_count * KV_BLOCK_POSITION_COUNT,
+        .draw = draw_random,
+    };
+    c->frontend.inbox = &c->inbox;
+    c->frontend.clock = c->clock;
+    c->frontend.model = &c->model_message;
+    status = frontend_serve(&c->frontend, c->rpc, error);
+    if (status != STATUS_OK) return status;
+    uint16_t port;
+    status = rpc_serve(c->rpc, c->settings->listen, &port, error);
+    if (status != STATUS_OK) return status;
+    log_info("model %s: %" PRIu32 " layers over %" PRIu32
+             " stages; serving on %s, port %u, results at %s",
+             c->model_name, c->model.layer_count, c->plan.stage_count, c->settings->listen,
+             (unsigned)port, c->data_address);
+    if (c->settings->port_file == NULL) return STATUS_OK;
+    return write_port_file(c->settings->port_file, port, error);
+}
+
+// -- run ------------------------------------------------------------------------------------------
+
+static void serve_and_drain(struct coordinator *c) {
+    while (!signals_stop_asked()) {
+        loop_tick(c->loop);
+        wake_wait(&c->wake, TICK_MS);
+    }
+    log_info("draining: %" PRIu32 " requests run", loop_request_count(c->loop));
+    atomic_store(&c->frontend.is_draining, true);
+    loop_set_draining(c->loop);
+    uint64_t end_ms = clock_now_ms(&c->clock) + (uint64_t)(c->settings->drain_seconds * 1000);
+    while (loop_request_count(c->loop) > 0 && clock_now_ms(&c->clock) < end_ms) {
+        loop_tick(c->loop);
+        wake_wait(&c->wake, TICK_MS);
+    }
+    loop_end_requests(c->loop, "the coordinator stops");
+}
+
+static void close_all(struct coordinator *c) {
+    rpc_close(c->rpc, 200);
+    io_close(c->io);
+    loop_close(c->loop);
+    if (c->inbox.ring != NULL) inbox_fini(&c->inbox);
+    tokenizer_close(c->tokenizer);
+}
+
+enum status coordinator_run(const struct settings *settings, struct error *error) {
+    static struct coordinator coordinator; // one a process; its wake outlives signal handlers
+    struct coordinator *c = &coordinator;
+    c->settings = settings;
+    c->clock = clock_system();
+    enum status status = read_model(c, error);
+    if (status == STATUS_OK) status = make_plan(c, error);
+    if (status != STATUS_OK) goto close_all;
+    describe_model(c);
+    status = wake_init(&c->wake);
+    if (status == STATUS_OK) status = signals_listen(&c->wake);
+    if (status == STATUS_OK) status = inbox_init(&c->inbox, LOOP_EVENT_COUNT_MAX, &c->wake);
+    if (status != STATUS_OK) {
+        error_set(error, status, "cannot set up the main thread");
+        goto close_all;
+    }
+    status = open_io(c, error);
+    if (status == STATUS_OK) status = open_loop(c, error);
+    if (status == STATUS_OK) status = open_rpc(c, error);
+    if (status == STATUS_OK) serve_and_drain(c);
+close_all:
+    close_all(c);
+    return status;
+}

@@ -1,0 +1,239 @@
+#include "coordinator/frontend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/cluster.h"
+#include "stagecoach/v1/admin.pb-c.h"
+#include "stagecoach/v1/control.pb-c.h"
+
+static void end_with(struct rpc_call *call, enum status status, const struct error *error) {
+    rpc_call_end(call, rpc_code_of(status), error->text);
+}
+
+// For methods that keep nothing between begin and closed but what the service has.
+static void *begin_plain(struct rpc_call *call, void *service_ctx) {
+    (void)call;
+    return service_ctx;
+}
+
+static void closed_plain(struct rpc_call *call, void *ctx, enum rpc_code code,
+                         const char *message) {
+    (void)call, (void)ctx, (void)code, (void)message;
+}
+
+// -- Inference/Generate ---------------------------------------------------------------------------
+
+struct generate {
+    struct frontend *frontend;
+    struct request *request; // the loop's once it was offered; NULL when refused
+};
+
+static void *generate_begin(struct rpc_call *call, void *service_ctx) {
+    struct generate *generate = calloc(1, sizeof(*generate));
+    if (generate == NULL)
+        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
+    else
+        generate->frontend = service_ctx;
+    return generate;
+}
+
+static void generate_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    struct generate *generate = ctx;
+    if (generate == NULL || generate->request != NULL) return;
+    struct frontend *frontend = generate->frontend;
+    if (atomic_load(&frontend->is_draining)) {
+        rpc_call_end(call, RPC_UNAVAILABLE, "the coordinator is draining");
+        return;
+    }
+    struct error error;
+    struct request *request;
+    enum status status =
+        request_open(&frontend->rules, call, (const Stagecoach__V1__GenerateRequest *)message,
+                     clock_now_ns(&frontend->clock), &request, &error);
+    if (status != STATUS_OK) {
+        end_with(call, status, &error);
+        return;
+    }
+    if (!inbox_offer(frontend->inbox, EVENT_REQUEST, request)) {
+        request_close(request);
+        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "the coordinator has too much to do");
+        return;
+    }
+    generate->request = request;
+}
+
+static void generate_writable(struct rpc_call *call, void *ctx) {
+    (void)call;
+    struct generate *generate = ctx;
+    if (generate == NULL || generate->request == NULL) return;
+    inbox_put(generate->frontend->inbox, EVENT_REQUEST_WRITABLE, generate->request, NULL);
+}
+
+static void generate_closed(struct rpc_call *call, void *ctx, enum rpc_code code,
+                            const char *message) {
+    (void)call, (void)code, (void)message;
+    struct generate *generate = ctx;
+    if (generate == NULL) return;
+    if (generate->request != NULL)
+        inbox_put(generate->frontend->inbox, EVENT_REQUEST_CLOSED, generate->request, NULL);
+    free(generate);
+}
+
+// -- Inference, the unary methods -----------------------------------------------------------------
+
+static void tokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    const struct frontend *frontend = ctx;
+    const Stagecoach__V1__TokenizeRequest *m = (const Stagecoach__V1__TokenizeRequest *)message;
+    struct error error;
+    size_t size_bytes = strlen(m->text);
+    if (size_bytes > REQUEST_TEXT_BYTES_MAX) {
+        end_with(call,
+                 error_set(&error, STATUS_INVALID, "text has %zu bytes, the limit is %d",
+                           size_bytes, REQUEST_TEXT_BYTES_MAX),
+                 &error);
+        return;
+    }
+    size_t capacity_count = size_bytes + 64;
+    uint32_t *ids = malloc(capacity_count * sizeof(*ids));
+    if (ids == NULL) {
+        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
+        return;
+    }
+    uint32_t flags = TOKENIZER_PARSE_SPECIAL | (m->no_special_tokens ? 0 : TOKENIZER_ADD_SPECIAL);
+    Stagecoach__V1__TokenizeResponse response = STAGECOACH__V1__TOKENIZE_RESPONSE__INIT;
+    enum status status = tokenizer_encode(frontend->rules.tokenizer, m->text, size_bytes, flags,
+                                          ids, capacity_count, &response.n_token_ids, &error);
+    if (status == STATUS_OK) {
+        response.token_ids = ids;
+        if (rpc_call_send(call, &response.base)) rpc_call_end(call, RPC_OK, "");
+    } else {
+        end_with(call, status, &error);
+    }
+    free(ids);
+}
+
+static void detokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    const struct frontend *frontend = ctx;
+    const Stagecoach__V1__DetokenizeRequest *m = (const Stagecoach__V1__DetokenizeRequest *)message;
+    struct error error;
+    if (m->n_token_ids > REQUEST_DETOKENIZE_COUNT_MAX) {
+        end_with(call,
+                 error_set(&error, STATUS_INVALID, "number of token_ids is %zu, the limit is %d",
+                           m->n_token_ids, REQUEST_DETOKENIZE_COUNT_MAX),
+                 &error);
+        return;
+    }
+    struct buffer text;
+    buffer_init(&text, 64u << 20);
+    enum status status = tokenizer_decode(frontend->rules.tokenizer, m->token_ids, m->n_token_ids,
+                                          !m->keep_special_tokens, &text, &error);
+    if (status == STATUS_OK) {
+        Stagecoach__V1__DetokenizeResponse response = STAGECOACH__V1__DETOKENIZE_RESPONSE__INIT;
+        if (text.data != NULL) response.text = text.data;
+        if (rpc_call_send(call, &response.base)) rpc_call_end(call, RPC_OK, "");
+    } else {
+        end_with(call, status, &error);
+    }
+    buffer_fini(&text);
+}
+
+static void get_model_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    (void)message;
+    const struct frontend *frontend = ctx;
+    if (rpc_call_send(call, &frontend->model->base)) rpc_call_end(call, RPC_OK, "");
+}
+
+// -- Admin ----------------------------------------------------------------------------------------
+
+static void get_pipeline_message(struct rpc_call *call, void *ctx,
+                                 const ProtobufCMessage *message) {
+    (void)message;
+    struct frontend *frontend = ctx;
+    rpc_call_hold(call);
+    if (inbox_offer(frontend->inbox, EVENT_PIPELINE_ASKED, call)) return;
+    rpc_call_release(call);
+    rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "the coordinator has too much to do");
+}
+
+// -- Control/Join ---------------------------------------------------------------------------------
+
+struct join {
+    struct inbox *inbox;
+    struct member *member; // the loop's
+};
+
+static void *join_begin(struct rpc_call *call, void *service_ctx) {
+    struct frontend *frontend = service_ctx;
+    struct join *join = calloc(1, sizeof(*join));
+    struct member *member = calloc(1, sizeof(*member));
+    if (join == NULL || member == NULL) {
+        free(join);
+        free(member);
+        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
+        return NULL;
+    }
+    rpc_call_hold(call);
+    member->stream = call;
+    rpc_call_peer_host(call, member->peer_host, sizeof(member->peer_host));
+    *join = (struct join){.inbox = frontend->inbox, .member = member};
+    inbox_put(join->inbox, EVENT_STAGE_OPENED, member, NULL);
+    return join;
+}
+
+static void join_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    (void)call;
+    struct join *join = ctx;
+    if (join != NULL) inbox_put(join->inbox, EVENT_STAGE_MESSAGE, join->member, message);
+}
+
+static void join_half_close(struct rpc_call *call, void *ctx) {
+    (void)ctx;
+    rpc_call_end(call, RPC_OK, "");
+}
+
+static void join_closed(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message) {
+    (void)call, (void)code, (void)message;
+    struct join *join = ctx;
+    if (join == NULL) return;
+    inbox_put(join->inbox, EVENT_STAGE_CLOSED, join->member, NULL);
+    free(join);
+}
+
+// -- tables ---------------------------------------------------------------------------------------
+
+static const struct rpc_method inference_methods[] = {
+    {"Generate",
+     {.begin = generate_begin,
+      .message = generate_message,
+      .closed = generate_closed,
+      .writable = generate_writable}},
+    {"Tokenize", {.begin = begin_plain, .message = tokenize_message, .closed = closed_plain}},
+    {"Detokenize", {.begin = begin_plain, .message = detokenize_message, .closed = closed_plain}},
+    {"GetModel", {.begin = begin_plain, .message = get_model_message, .closed = closed_plain}},
+};
+
+static const struct rpc_method admin_methods[] = {
+    {"GetPipeline",
+     {.begin = begin_plain, .message = get_pipeline_message, .closed = closed_plain}},
+};
+
+static const struct rpc_method control_methods[] = {
+    {"Join",
+     {.begin = join_begin,
+      .message = join_message,
+      .half_close = join_half_close,
+      .closed = join_closed}},
+};
+
+enum status frontend_serve(struct frontend *frontend, struct rpc *rpc, struct error *error) {
+    enum status status =
+        rpc_add_service(rpc, &stagecoach__v1__inference__descriptor, inference_methods,
+                        sizeof(inference_methods) / sizeof(inference_methods[0]), frontend, error);
+    if (status != STATUS_OK) return status;
+    status = rpc_add_service(rpc, &stagecoach__v1__admin__descriptor, admin_methods,
+                             sizeof(admin_methods) / sizeof(admin_methods[0]), frontend, error);
+    if (status != STATUS_OK) return status;
+    return rpc_add_service(rpc, &stagecoach__v1__control__descriptor, control_methods,
+                           sizeof(control_methods) / sizeof(control_methods[0]), frontend, error);
+}

@@ -1,0 +1,32 @@
+// frontend: the services Inference, Admin and Control on the rpc thread. Answers what needs no
+// decision (Tokenize, GetModel); turns the rest into events for the loop.
+#pragma once
+
+#include <stdatomic.h>
+
+#include "base/clock.h"
+#include "coordinator/request.h"
+#include "transport/inbox.h"
+
+// What the frontend tells the loop.
+enum event_kind {
+    EVENT_REQUEST,          // subject: struct request, now the loop's
+    EVENT_REQUEST_WRITABLE, // subject: struct request
+    EVENT_REQUEST_CLOSED,   // subject: struct request; the last event about it
+    EVENT_PIPELINE_ASKED,   // subject: struct rpc_call of Admin/GetPipeline, with a reference
+    EVENT_STAGE_OPENED,     // subject: struct member, now the loop's
+    EVENT_STAGE_MESSAGE,    // subject: struct member; message: StageMessage
+    EVENT_STAGE_CLOSED,     // subject: struct member; the last event about it
+};
+
+struct frontend {
+    struct request_rules rules;
+    struct inbox *inbox; // borrowed
+    struct clock clock;
+    Stagecoach__V1__Model *model; // the answer of GetModel; borrowed
+    atomic_bool is_draining;      // new requests are answered UNAVAILABLE
+};
+
+// Adds the services to `rpc`. `frontend` is borrowed until rpc_close.
+MUST_USE enum status frontend_serve(struct frontend *frontend, struct rpc *rpc,
+                                    struct error *error);

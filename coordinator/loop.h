@@ -1,0 +1,37 @@
+// loop: the thread that makes all decisions of a coordinator. loop_tick() is the story of the
+// service, read from top to bottom.
+#pragma once
+
+#include "coordinator/cluster.h"
+#include "coordinator/frontend.h"
+#include "coordinator/pipeline.h"
+
+struct loop;
+
+struct loop_config {
+    struct clock clock;
+    struct wake *wake;   // borrowed; signalled by io, inbox and whoever calls loop_drain
+    struct inbox *inbox; // borrowed
+    struct io *io;       // borrowed; opened with `wake`
+    struct cluster_config cluster;
+    struct scheduler_config scheduler;
+    struct frame_limits limits; // of RESULT frames
+    uint32_t kv_block_count;
+    uint32_t credit_count;  // of each link; microbatches in flight are stage_count + 1 at most
+    size_t frame_bytes_max; // of each link
+    uint32_t absent_ms;     // a request waits this long for a pipeline, then fails UNAVAILABLE
+    const char *model_name; // borrowed
+};
+
+MUST_USE enum status loop_open(const struct loop_config *config, struct loop **loop_out);
+// After the rpc and io threads have ended.
+void loop_close(struct loop *loop); // NULL allowed
+
+// Handles everything that has come, once; then there is nothing to do but wait.
+void loop_tick(struct loop *loop);
+
+// Accepted requests that have not ended.
+uint32_t loop_request_count(const struct loop *loop);
+// Ends every request with UNAVAILABLE.
+void loop_end_requests(struct loop *loop, const char *reason);
+void loop_set_draining(struct loop *loop);

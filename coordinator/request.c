@@ -1,0 +1,310 @@
+#include "coordinator/request.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+typedef Stagecoach__V1__GenerateRequest generate_message;
+
+struct range {
+    const char *field;
+    float value, minimum, maximum;
+};
+
+static enum status check_range(const struct range *range, struct error *error) {
+    // Written so that a NaN is refused.
+    if (range->value >= range->minimum && range->value <= range->maximum) return STATUS_OK;
+    return error_set(error, STATUS_INVALID, "%s is %g, it must be from %g to %g", range->field,
+                     (double)range->value, (double)range->minimum, (double)range->maximum);
+}
+
+static enum status check_count(const char *field, size_t value, size_t limit, struct error *error) {
+    if (value <= limit) return STATUS_OK;
+    return error_set(error, STATUS_INVALID, "%s is %zu, the limit is %zu", field, value, limit);
+}
+
+static enum status check_token_id(const struct request_rules *rules, const char *field,
+                                  size_t index, uint32_t token_id, struct error *error) {
+    if (token_id < rules->model->vocabulary_size) return STATUS_OK;
+    return error_set(error, STATUS_INVALID,
+                     "%s[%zu] is token %" PRIu32 ", the vocabulary of the model ends at %" PRIu32,
+                     field, index, token_id, rules->model->vocabulary_size - 1);
+}
+
+// -- sampling -------------------------------------------------------------------------------------
+
+static enum status check_sampling(const Stagecoach__V1__Sampling *s, struct error *error) {
+    const struct range ranges[] = {
+        {"sampling.temperature", s->temperature, 0, 100},
+        {"sampling.top_p", s->top_p, 0, 1},
+        {"sampling.min_p", s->min_p, 0, 1},
+        {"sampling.repetition_penalty", s->repetition_penalty == 0 ? 1 : s->repetition_penalty,
+         0.01f, 100},
+        {"sampling.presence_penalty", s->presence_penalty, -2, 2},
+        {"sampling.frequency_penalty", s->frequency_penalty, -2, 2},
+    };
+    for (size_t i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {
+        enum status status = check_range(&ranges[i], error);
+        if (status != STATUS_OK) return status;
+    }
+    return check_count("number of sampling.logit_bias entries", s->n_logit_bias,
+                       REQUEST_LOGIT_BIAS_COUNT_MAX, error);
+}
+
+static enum status read_biases(const struct request_rules *rules, const Stagecoach__V1__Sampling *s,
+                               struct sequence *sequence, struct error *error) {
+    if (s->n_logit_bias == 0) return STATUS_OK;
+    sequence->biases = memory_array(s->n_logit_bias, sizeof(*sequence->biases));
+    if (sequence->biases == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    for (size_t i = 0; i < s->n_logit_bias; i++) {
+        const Stagecoach__V1__LogitBias *bias = s->logit_bias[i];
+        enum status status = check_token_id(rules, "sampling.logit_bias", i, bias->token_id, error);
+        if (status != STATUS_OK) return status;
+        status = check_range(&(struct range){"sampling.logit_bias", bias->bias, -100, 100}, error);
+        if (status != STATUS_OK) return status;
+        sequence->biases[i] = (struct frame_bias){bias->token_id, bias->bias};
+    }
+    sequence->bias_count = (uint32_t)s->n_logit_bias;
+    return STATUS_OK;
+}
+
+static enum status read_sampling(const struct request_rules *rules, const generate_message *m,
+                                 struct sequence *sequence, struct error *error) {
+    static const Stagecoach__V1__Sampling defaults = STAGECOACH__V1__SAMPLING__INIT;
+    const Stagecoach__V1__Sampling *s = m->sampling != NULL ? m->sampling : &defaults;
+    enum status status = check_sampling(s, error);
+    if (status != STATUS_OK) return status;
+    bool has_seed = s->seed_presence_case == STAGECOACH__V1__SAMPLING__SEED_PRESENCE_SEED;
+    bool has_logprobs =
+        m->logprobs_presence_case == STAGECOACH__V1__GENERATE_REQUEST__LOGPROBS_PRESENCE_LOGPROBS;
+    if (has_logprobs) {
+        status = check_count("logprobs", m->logprobs, REQUEST_TOP_LOGPROB_COUNT_MAX, error);
+        if (status != STATUS_OK) return status;
+    }
+    sequence->sampling = (struct frame_sequence){
+        .seed = has_seed ? s->seed : rules->draw(rules->draw_ctx),
+        .flags = has_logprobs ? FRAME_LOGPROBS : 0,
+        .top_k = s->top_k,
+        .top_logprob_count = has_logprobs ? m->logprobs : 0,
+        .temperature = s->temperature,
+        .top_p = s->top_p == 0 ? 1 : s->top_p,
+        .min_p = s->min_p,
+        .repetition_penalty = s->repetition_penalty == 0 ? 1 : s->repetition_penalty,
+        .presence_penalty = s->presence_penalty,
+        .frequency_penalty = s->frequency_penalty,
+    };
+    status = read_biases(rules, s, sequence, error);
+    if (status != STATUS_OK) return status;
+    status = sequence_begin_history(sequence);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory");
+}
+
+// -- stop conditions ------------------------------------------------------------------------------
+
+static void free_stop(struct stop_conditions *stop) {
+    for (uint32_t i = 0; i < stop->string_count; i++)
+        free(stop->strings[i]);
+    free(stop->strings);
+    free(stop->token_ids);
+}
+
+static enum status read_stop_strings(const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
+                                     struct error *error) {
+    enum status status =
+        check_count("number of stop.strings", m->n_strings, REQUEST_STOP_STRING_COUNT_MAX, error);
+    if (status != STATUS_OK) return status;
+    stop->strings = memory_array(m->n_strings, sizeof(*stop->strings));
+    if (stop->strings == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    for (size_t i = 0; i < m->n_strings; i++) {
+        size_t size_bytes = strlen(m->strings[i]);
+        if (size_bytes == 0)
+            return error_set(error, STATUS_INVALID, "stop.strings[%zu] is empty", i);
+        if (size_bytes > REQUEST_STOP_STRING_BYTES_MAX)
+            return error_set(error, STATUS_INVALID,
+                             "stop.strings[%zu] has %zu bytes, the limit is %d", i, size_bytes,
+                             REQUEST_STOP_STRING_BYTES_MAX);
+        stop->strings[i] = strdup(m->strings[i]);
+        if (stop->strings[i] == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+        stop->string_count++;
+    }
+    return STATUS_OK;
+}
+
+static enum status read_stop_token_ids(const struct request_rules *rules,
+                                       const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
+                                       struct error *error) {
+    enum status status = check_count("number of stop.token_ids", m->n_token_ids,
+                                     REQUEST_STOP_TOKEN_COUNT_MAX, error);
+    if (status != STATUS_OK) return status;
+    stop->token_ids = memory_array(m->n_token_ids, sizeof(*stop->token_ids));
+    if (stop->token_ids == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    for (size_t i = 0; i < m->n_token_ids; i++) {
+        status = check_token_id(rules, "stop.token_ids", i, m->token_ids[i], error);
+        if (status != STATUS_OK) return status;
+        stop->token_ids[stop->token_id_count++] = m->token_ids[i];
+    }
+    return STATUS_OK;
+}
+
+// How many tokens may be made after a prompt of this length.
+static enum status read_max_tokens(const struct request_rules *rules, uint32_t asked,
+                                   uint32_t prompt_count, uint32_t *max_out, struct error *error) {
+    uint32_t context = rules->position_count_max;
+    if (prompt_count >= context)
+        return error_set(error, STATUS_INVALID,
+                         "prompt has %" PRIu32 " tokens, the limit is %" PRIu32
+                         " (the context of %" PRIu32 " less one token to make)",
+                         prompt_count, context - 1, context);
+    if (asked > context - prompt_count)
+        return error_set(error, STATUS_INVALID,
+                         "stop.max_tokens is %" PRIu32 ", the limit after a prompt of %" PRIu32
+                         " tokens is %" PRIu32,
+                         asked, prompt_count, context - prompt_count);
+    uint32_t max_count = asked != 0 ? asked : context - prompt_count;
+    uint32_t kv_positions = rules->kv_position_count;
+    if (prompt_count >= kv_positions || (asked != 0 && asked > kv_positions - prompt_count))
+        return error_set(error, STATUS_EXHAUSTED,
+                         "prompt of %" PRIu32 " tokens and stop.max_tokens of %" PRIu32
+                         " do not fit the KV memory of %" PRIu32 " positions",
+                         prompt_count, asked, kv_positions);
+    if (max_count > kv_positions - prompt_count) max_count = kv_positions - prompt_count;
+    *max_out = max_count;
+    return STATUS_OK;
+}
+
+static enum status read_stop(const struct request_rules *rules, const generate_message *m,
+                             struct stop_conditions *stop, uint32_t prompt_count,
+                             struct error *error) {
+    static const Stagecoach__V1__Stop defaults = STAGECOACH__V1__STOP__INIT;
+    const Stagecoach__V1__Stop *s = m->stop != NULL ? m->stop : &defaults;
+    stop->ignore_eos = s->ignore_eos;
+    stop->eos_ids = rules->model->eos_ids;
+    stop->eos_count = rules->model->eos_count;
+    enum status status =
+        read_max_tokens(rules, s->max_tokens, prompt_count, &stop->max_token_count, error);
+    if (status == STATUS_OK) status = read_stop_strings(s, stop, error);
+    if (status == STATUS_OK) status = read_stop_token_ids(rules, s, stop, error);
+    return status;
+}
+
+// -- prompt ---------------------------------------------------------------------------------------
+
+static enum status tokenize_prompt(const struct request_rules *rules, const char *text,
+                                   struct sequence *sequence, struct error *error) {
+    size_t size_bytes = strlen(text);
+    if (size_bytes > REQUEST_TEXT_BYTES_MAX)
+        return error_set(error, STATUS_INVALID, "text has %zu bytes, the limit is %d", size_bytes,
+                         REQUEST_TEXT_BYTES_MAX);
+    // A token has at least one byte, and the post-processor adds a few.
+    size_t capacity_count = size_bytes + 64;
+    uint32_t *ids = memory_array(capacity_count, sizeof(*ids));
+    if (ids == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    size_t count = 0;
+    enum status status = tokenizer_encode(rules->tokenizer, text, size_bytes,
+                                          TOKENIZER_ADD_SPECIAL | TOKENIZER_PARSE_SPECIAL, ids,
+                                          capacity_count, &count, error);
+    if (status != STATUS_OK) {
+        error_prefix(error, "text");
+        goto free_ids;
+    }
+    if (count == 0) {
+        status = error_set(error, STATUS_INVALID, "text has no tokens, it needs at least one");
+        goto free_ids;
+    }
+    for (size_t i = 0; i < count && status == STATUS_OK; i++)
+        status = check_token_id(rules, "tokens of text", i, ids[i], error);
+    if (status != STATUS_OK) goto free_ids;
+    status = sequence_init(sequence, ids, (uint32_t)count);
+    if (status != STATUS_OK) status = error_set(error, status, "no memory");
+free_ids:
+    free(ids);
+    return status;
+}
+
+static enum status read_prompt(const struct request_rules *rules, const generate_message *m,
+                               struct sequence *sequence, struct error *error) {
+    switch (m->prompt_case) {
+    case STAGECOACH__V1__GENERATE_REQUEST__PROMPT_TEXT:
+        return tokenize_prompt(rules, m->text, sequence, error);
+    case STAGECOACH__V1__GENERATE_REQUEST__PROMPT_TOKEN_IDS: {
+        const Stagecoach__V1__TokenIds *ids = m->token_ids;
+        if (ids->n_ids == 0)
+            return error_set(error, STATUS_INVALID, "token_ids is empty, it needs at least one");
+        enum status status =
+            check_count("number of token_ids", ids->n_ids, rules->position_count_max - 1, error);
+        for (size_t i = 0; i < ids->n_ids && status == STATUS_OK; i++)
+            status = check_token_id(rules, "token_ids", i, ids->ids[i], error);
+        if (status != STATUS_OK) return status;
+        status = sequence_init(sequence, ids->ids, (uint32_t)ids->n_ids);
+        return status == STATUS_OK ? status : error_set(error, status, "no memory");
+    }
+    default:
+        return error_set(error, STATUS_INVALID, "prompt is missing: set text or token_ids");
+    }
+}
+
+// -- request --------------------------------------------------------------------------------------
+
+static enum status read_id(const struct request_rules *rules, const char *text, char *id_out,
+                           struct error *error) {
+    size_t size_bytes = strlen(text);
+    if (size_bytes > REQUEST_ID_BYTES_MAX)
+        return error_set(error, STATUS_INVALID, "request_id has %zu bytes, the limit is %d",
+                         size_bytes, REQUEST_ID_BYTES_MAX);
+    for (size_t i = 0; i < size_bytes; i++) {
+        if (text[i] <= ' ' || text[i] > '~')
+            return error_set(error, STATUS_INVALID,
+                             "request_id has byte 0x%02x at %zu, it must be printable ASCII",
+                             (unsigned)(unsigned char)text[i], i);
+    }
+    if (size_bytes > 0)
+        memcpy(id_out, text, size_bytes + 1);
+    else
+        snprintf(id_out, 24, "r-%016" PRIx64, rules->draw(rules->draw_ctx));
+    return STATUS_OK;
+}
+
+enum status request_open(const struct request_rules *rules, struct rpc_call *call,
+                         const generate_message *message, uint64_t arrived_ns,
+                         struct request **request_out, struct error *error) {
+    struct request *request = calloc(1, sizeof(*request));
+    if (request == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    struct stop_conditions stop = {0};
+    enum status status = read_id(rules, message->request_id, request->id, error);
+    if (status != STATUS_OK) goto free_request;
+    status = read_prompt(rules, message, &request->sequence, error);
+    if (status != STATUS_OK) goto free_request;
+    status = read_sampling(rules, message, &request->sequence, error);
+    if (status != STATUS_OK) goto fini_sequence;
+    status = read_stop(rules, message, &stop, request->sequence.prompt_count, error);
+    if (status != STATUS_OK) goto fini_stop;
+    // No token has more text than this; what a client does not read is bounded by it.
+    size_t text_limit_bytes = ((size_t)stop.max_token_count + 1) * 1024;
+    completion_init(&request->completion, rules->tokenizer, &stop, message->keep_special_tokens,
+                    text_limit_bytes);
+    request->wants_logprobs = (request->sequence.sampling.flags & FRAME_LOGPROBS) != 0;
+    request->arrived_ns = arrived_ns;
+    request->call = call;
+    rpc_call_hold(call);
+    *request_out = request;
+    return STATUS_OK;
+fini_stop:
+    free_stop(&stop);
+fini_sequence:
+    sequence_fini(&request->sequence);
+free_request:
+    free(request);
+    return status;
+}
+
+void request_close(struct request *request) {
+    if (request == NULL) return;
+    completion_fini(&request->completion);
+    sequence_fini(&request->sequence);
+    rpc_call_release(request->call);
+    free(request);
+}

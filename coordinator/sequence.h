@@ -1,0 +1,67 @@
+// sequence: a growing list of tokens, how far it is computed, its KV blocks, and how its next token
+// is drawn. Knows nothing of clients.
+#pragma once
+
+#include <sys/queue.h>
+
+#include "coordinator/history.h"
+#include "coordinator/kv_blocks.h"
+#include "proto/frame.h"
+
+enum sequence_state {
+    SEQUENCE_IDLE,    // not (or no longer) with the scheduler
+    SEQUENCE_WAITING, // for room; owns no blocks
+    SEQUENCE_RUNNING, // owns blocks; rows are being computed
+};
+
+struct sequence {
+    enum sequence_state state;
+    uint64_t arrival; // order of arrival: the oldest is kept when blocks run out
+    // Names this run in frames; a new one each time the sequence starts or is replayed, so that
+    // results of an earlier run are told apart.
+    uint64_t run_id;
+    uint64_t pick_number; // the scheduler's: the last microbatch that has rows of it
+
+    uint32_t *tokens; // the prompt, then the output
+    uint32_t token_count;
+    uint32_t token_capacity_count;
+    uint32_t prompt_count;
+    uint32_t issued_count; // positions sent down the pipeline in this run
+
+    uint32_t *blocks; // ids, in position order
+    uint32_t block_count;
+    uint32_t block_capacity_count;
+
+    struct frame_sequence sampling; // seed and sampling fields; the rest is written per step
+    struct frame_bias *biases;      // owned
+    uint32_t bias_count;
+    bool has_penalties;
+    struct history history; // of tokens[0..token_count-1], when has_penalties
+
+    uint32_t replay_count;    // times that a lost pipeline made it start again
+    uint32_t in_flight_count; // steps in flight that point at this sequence: free it at 0 only
+    TAILQ_ENTRY(sequence) link;
+};
+TAILQ_HEAD(sequence_list, sequence);
+
+// Copies the prompt (at least one token).
+MUST_USE enum status sequence_init(struct sequence *sequence, const uint32_t *prompt,
+                                   uint32_t prompt_count);
+void sequence_fini(struct sequence *sequence); // must own no blocks
+
+// Tells the history of the prompt; call once, when sampling is set. STATUS_NO_MEMORY.
+MUST_USE enum status sequence_begin_history(struct sequence *sequence);
+
+// Appends a drawn token. STATUS_NO_MEMORY: nothing changed.
+MUST_USE enum status sequence_append(struct sequence *sequence, uint32_t token_id);
+
+// Takes blocks until positions 0..position_count-1 have theirs. False when none is free; those
+// taken so far are kept.
+MUST_USE bool sequence_take_blocks(struct sequence *sequence, struct kv_blocks *blocks,
+                                   uint32_t position_count);
+void sequence_give_blocks(struct sequence *sequence, struct kv_blocks *blocks);
+
+// Rows not yet sent: 0 while the next token is awaited.
+static inline uint32_t sequence_remaining_count(const struct sequence *sequence) {
+    return sequence->token_count - sequence->issued_count;
+}

@@ -1,0 +1,98 @@
+#include "coordinator/settings.h"
+
+#include <stdio.h>
+
+#include "base/limits.h"
+
+static bool check_dtype(const char *option, const char *text, bool allows_f16,
+                        enum dtype *dtype_out) {
+    enum dtype dtype;
+    if (dtype_parse(text, &dtype) && (allows_f16 || dtype != DTYPE_F16)) {
+        *dtype_out = dtype;
+        return true;
+    }
+    fprintf(stderr, "stagecoach-coordinator: --%s is '%s', it must be %s\n", option, text,
+            allows_f16 ? "f32, bf16 or f16" : "f32 or bf16");
+    return false;
+}
+
+static bool check_log_level(const char *text, enum log_level *level_out) {
+    if (log_level_parse(text, level_out)) return true;
+    fprintf(stderr,
+            "stagecoach-coordinator: --log-level is '%s', it must be error, warn, info or debug\n",
+            text);
+    return false;
+}
+
+enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
+    struct settings s = {
+        .listen = "127.0.0.1:7070",
+        .data_listen = "127.0.0.1:0",
+        .stage_count = 2,
+        .kv_token_count = 16384,
+        .chunk_row_count = 256,
+        .sequence_count_max = 256,
+        .waiting_count_max = 1024,
+        .absent_seconds = 60,
+        .drain_seconds = 30,
+    };
+    const char *activation_dtype = "f32", *kv_dtype = "bf16", *log_level = "info";
+    const struct option_spec specs[] = {
+        {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
+        {"model-name", OPTION_TEXT, &s.model_name, "NAME",
+         "name that clients see (default: the folder's)", 0, 0},
+        {"listen", OPTION_TEXT, &s.listen, "HOST:PORT",
+         "where clients and stages call, port 0 for any (default 127.0.0.1:7070)", 0, 0},
+        {"data-listen", OPTION_TEXT, &s.data_listen, "HOST:PORT",
+         "where the last stage sends results, port 0 for any (default 127.0.0.1:0)", 0, 0},
+        {"port-file", OPTION_TEXT, &s.port_file, "PATH",
+         "file that gets the port of --listen once it is open", 0, 0},
+        {"stages", OPTION_COUNT, &s.stage_count, "N", "stages to wait for (default 2)", 1,
+         PIPELINE_STAGE_COUNT_MAX},
+        {"layers", OPTION_TEXT, &s.layers, "A,B,...",
+         "layers of each stage, in place of --stages and an even split", 0, 0},
+        {"activation-dtype", OPTION_TEXT, &activation_dtype, "TYPE",
+         "residual stream and wire: f32 or bf16 (default f32)", 0, 0},
+        {"kv-dtype", OPTION_TEXT, &kv_dtype, "TYPE", "KV memory: f32, bf16 or f16 (default bf16)",
+         0, 0},
+        {"kv-tokens", OPTION_COUNT, &s.kv_token_count, "N",
+         "positions that the KV memory holds in all (default 16384)", KV_BLOCK_POSITION_COUNT,
+         1 << 30},
+        {"context", OPTION_COUNT, &s.context_count, "N",
+         "tokens of one sequence, at most the model's (default: the model's)", 0,
+         MODEL_POSITION_COUNT_MAX},
+        {"chunk", OPTION_COUNT, &s.chunk_row_count, "N",
+         "prompt rows of one microbatch (default 256)", 1, MICROBATCH_ROW_COUNT_MAX / 2},
+        {"max-running", OPTION_COUNT, &s.sequence_count_max, "N",
+         "sequences computed at once (default 256)", 1, MICROBATCH_SEQUENCE_COUNT_MAX},
+        {"max-waiting", OPTION_COUNT, &s.waiting_count_max, "N",
+         "requests that may wait; more are refused (default 1024)", 1, REQUEST_COUNT_MAX},
+        {"absent-seconds", OPTION_NUMBER, &s.absent_seconds, "S",
+         "how long requests wait for missing stages (default 60)", 0, 86400},
+        {"drain-seconds", OPTION_NUMBER, &s.drain_seconds, "S",
+         "after SIGTERM, how long running requests may go on (default 30)", 0, 86400},
+        {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
+         0, 0},
+    };
+    const struct options options = {
+        .program = "stagecoach-coordinator",
+        .purpose = "takes requests over gRPC, plans which stage owns which layers, schedules\n"
+                   "microbatches and streams tokens back",
+        .usage = "--model DIR [options]",
+        .specs = specs,
+        .spec_count = sizeof(specs) / sizeof(specs[0]),
+    };
+    size_t positional_count;
+    enum options_result result = options_parse(&options, argc, argv, &positional_count);
+    if (result != OPTIONS_RUN) return result;
+    if (s.model_path == NULL) {
+        fprintf(stderr, "stagecoach-coordinator: --model is required, see --help\n");
+        return OPTIONS_EXIT_USAGE;
+    }
+    if (!check_dtype("activation-dtype", activation_dtype, false, &s.activation_dtype) ||
+        !check_dtype("kv-dtype", kv_dtype, true, &s.kv_dtype) ||
+        !check_log_level(log_level, &s.log_level))
+        return OPTIONS_EXIT_USAGE;
+    *settings_out = s;
+    return OPTIONS_RUN;
+}

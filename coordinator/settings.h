@@ -1,0 +1,30 @@
+// settings: the coordinator's command line.
+#pragma once
+
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/log.h"
+#include "base/options.h"
+
+struct settings {
+    const char *model_path;
+    const char *model_name; // NULL: the name of the model's folder
+    const char *listen;
+    const char *data_listen;
+    const char *port_file;
+    const char *layers;
+    uint64_t stage_count;
+    uint64_t kv_token_count;
+    uint64_t context_count; // 0: the model's
+    uint64_t chunk_row_count;
+    uint64_t sequence_count_max;
+    uint64_t waiting_count_max;
+    double absent_seconds;
+    double drain_seconds;
+    enum dtype activation_dtype;
+    enum dtype kv_dtype;
+    enum log_level log_level;
+};
+
+MUST_USE enum options_result settings_parse(int argc, char **argv, struct settings *settings_out);
