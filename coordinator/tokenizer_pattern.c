@@ -8,7 +8,8 @@
 #include "coordinator/tokenizer_parts.h"
 
 // Members of Oniguruma's classes, to be put between brackets. PCRE2's \s has U+180E too, and its
-// \w lacks marks and connectors; Oniguruma counts the numbers of Latin-1 as \w, no later ones.
+// \w lacks marks and connectors. Outside brackets Oniguruma counts
+// the numbers of Latin-1, but no others, as \w.
 #define SPACE                                                                                      \
     "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
     "\\x{3000}"
@@ -16,7 +17,8 @@
     "\\x00-\\x08\\x0e-\\x1f\\x21-\\x84\\x86-\\x9f\\xa1-\\x{167f}\\x{1681}-\\x{1fff}"               \
     "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"                 \
     "\\x{3001}-\\x{d7ff}\\x{e000}-\\x{10ffff}"
-#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe"
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD_ALONE WORD "\\xb2\\xb3\\xb9\\xbc-\\xbe" // outside brackets
 #define HEX "0-9A-Fa-f"
 
 // Each character of a pattern grows to at most this much.
@@ -168,10 +170,10 @@ static void translate_escape(struct translation *translation) {
         put(translation, "[^" SPACE "]");
         break;
     case 'w':
-        put(translation, "[" WORD "]");
+        put(translation, "[" WORD_ALONE "]");
         break;
     case 'W':
-        put(translation, "[^" WORD "]");
+        put(translation, "[^" WORD_ALONE "]");
         break;
     case 'h':
         put(translation, "[" HEX "]");
@@ -180,10 +182,12 @@ static void translate_escape(struct translation *translation) {
         put(translation, "[^" HEX "]");
         break;
     case 'b':
-        put(translation, "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))");
+        put(translation, "(?:(?<=[" WORD_ALONE "])(?![" WORD_ALONE "])|(?<![" WORD_ALONE
+                         "])(?=[" WORD_ALONE "]))");
         break;
     case 'B':
-        put(translation, "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))");
+        put(translation, "(?:(?<=[" WORD_ALONE "])(?=[" WORD_ALONE "])|(?<![" WORD_ALONE
+                         "])(?![" WORD_ALONE "]))");
         break;
     case 'A':
         put(translation, "\\A");
