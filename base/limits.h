@@ -149,6 +149,8 @@ enum {
     CLIENT_CALL_MS = 10000,
     // After Ctrl-C the coordinator has this long to confirm the end of the call.
     CLIENT_CANCEL_MS = 1000,
+    // A coordinator that is waited for has this long for each answer.
+    CLIENT_WAIT_CALL_MS = 1000,
     // Waiting for a pipeline asks this often.
     CLIENT_WAIT_POLL_MS = 10,
     // Token ids or biases in one option; more are refused.
@@ -194,4 +196,6 @@ enum {
     IO_RECEIVED_COUNT_MAX = 256,
     // Commands on their way to the io thread; io_connect returns false beyond it.
     IO_COMMAND_COUNT_MAX = 1024,
+    // The io thread looks this often whether its owner has room for the news of a link.
+    IO_OWED_MS = 10,
 };

@@ -9,17 +9,17 @@
 
 #include "base/limits.h"
 
+void client_block_interrupts(sigset_t *interrupts_out) {
+    sigemptyset(interrupts_out);
+    sigaddset(interrupts_out, SIGINT);
+    sigaddset(interrupts_out, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, interrupts_out, NULL);
+}
+
 bool client_open(const char *coordinator, struct client *client_out) {
-    // The threads of the RPC layer inherit this mask: an interrupt always reaches the main thread.
-    sigset_t blocked, before;
-    sigemptyset(&blocked);
-    sigaddset(&blocked, SIGINT);
-    sigaddset(&blocked, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &blocked, &before);
     struct client client = {.coordinator = coordinator};
     struct rpc_config config = {0};
     enum status status = rpc_open(&config, &client.rpc);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (status != STATUS_OK) goto report;
     status = rpc_channel_open(client.rpc, coordinator, &client.channel);
     if (status != STATUS_OK) goto close_rpc;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <protobuf-c/protobuf-c.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -29,6 +30,11 @@ struct client {
     struct rpc_channel *channel;
     const char *coordinator; // borrowed
 };
+
+// Blocks SIGINT and SIGTERM for good, so that the caller can wait for them. Before client_open():
+// the threads that gRPC starts, now or later, inherit the mask. A verb that does not call this is
+// ended by these signals, and the coordinator sees its call cancelled with the connection.
+void client_block_interrupts(sigset_t *interrupts_out);
 
 // False when it failed; that has been reported. An unreachable coordinator shows in the calls.
 MUST_USE bool client_open(const char *coordinator, struct client *client_out);

@@ -349,14 +349,18 @@ static int print_result(const struct generation *generation, struct client *clie
 }
 
 static int run_request(const struct arguments *arguments, const struct request *request) {
+    sigset_t interrupts;
+    client_block_interrupts(&interrupts);
     struct client client;
     if (!client_open(arguments->coordinator, &client)) return EXIT_FAILURE;
-    int exit_status = EXIT_FAILURE;
-    if (arguments->wait_seconds > 0 && !waiting_until_running(&client, arguments->wait_seconds))
-        goto close_client;
+    int exit_status = EXIT_SUCCESS;
+    if (arguments->wait_seconds > 0)
+        exit_status = waiting_until_running(&client, &interrupts, arguments->wait_seconds);
+    if (exit_status != EXIT_SUCCESS) goto close_client;
+    exit_status = EXIT_FAILURE;
     struct generation generation;
     if (!generation_init(&generation, !arguments->as_json)) goto close_client;
-    if (generation_run(&generation, &client, &request->message))
+    if (generation_run(&generation, &client, &interrupts, &request->message))
         exit_status = print_result(&generation, &client, arguments->as_json);
     generation_fini(&generation);
 close_client:

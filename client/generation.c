@@ -146,36 +146,26 @@ static void finish_call(struct generation *generation, struct rpc_call *call, in
 }
 
 bool generation_run(struct generation *generation, struct client *client,
-                    const Stagecoach__V1__GenerateRequest *request) {
+                    const sigset_t *interrupts, const Stagecoach__V1__GenerateRequest *request) {
     static const struct rpc_handler handler = {.message = on_message, .closed = on_closed};
-    sigset_t signals, before;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGINT);
-    sigaddset(&signals, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &signals, &before);
-    bool is_begun = false;
-    int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    int signal_fd = signalfd(-1, interrupts, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signal_fd < 0) {
         client_report("cannot receive signals: %s", strerror(errno));
-        goto restore;
+        return false;
     }
     struct rpc_call *call;
     enum status status = rpc_call_begin(client->channel, &stagecoach__v1__inference__descriptor,
                                         "Generate", &handler, generation, 0, &call);
-    if (status != STATUS_OK) {
+    if (status == STATUS_OK) {
+        // A call that is over already says so in on_closed().
+        if (rpc_call_send(call, &request->base)) rpc_call_send_end(call);
+        finish_call(generation, call, signal_fd);
+        rpc_call_release(call);
+    } else {
         client_report("cannot begin a call to %s (%s)", client->coordinator, status_name(status));
-        goto close_signals;
     }
-    is_begun = true;
-    // A call that is over already says so in on_closed().
-    if (rpc_call_send(call, &request->base)) rpc_call_send_end(call);
-    finish_call(generation, call, signal_fd);
-    rpc_call_release(call);
-close_signals:
     close(signal_fd);
-restore:
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return is_begun;
+    return status == STATUS_OK;
 }
 
 double generation_tokens_per_second(const struct generation *generation) {

@@ -45,9 +45,10 @@ struct generation {
 MUST_USE bool generation_init(struct generation *generation, bool stream_text);
 void generation_fini(struct generation *generation);
 
-// Runs the call to its end; SIGINT and SIGTERM cancel it. What came is in `generation`; false when
-// the call could not be begun, which has been reported.
+// Runs the call to its end; `interrupts`, which are blocked, cancel it. What came is in
+// `generation`; false when the call could not be begun, which has been reported.
 MUST_USE bool generation_run(struct generation *generation, struct client *client,
+                             const sigset_t *interrupts,
                              const Stagecoach__V1__GenerateRequest *request);
 
 // Tokens a second after the first one, so that neither queueing nor the prompt counts; of the whole

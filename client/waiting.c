@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -109,7 +110,7 @@ static enum verdict ask(struct client *client, uint32_t deadline_ms, struct prog
     return verdict;
 }
 
-bool waiting_until_running(struct client *client, double seconds) {
+int waiting_until_running(struct client *client, const sigset_t *interrupts, double seconds) {
     struct clock clock = clock_system();
     struct progress progress = {0};
     const uint64_t begin_ms = clock_now_ms(&clock);
@@ -118,12 +119,13 @@ bool waiting_until_running(struct client *client, double seconds) {
         uint64_t spent_ms = clock_now_ms(&clock) - begin_ms;
         if (spent_ms >= limit_ms) break;
         uint64_t left_ms = limit_ms - spent_ms;
-        uint32_t deadline_ms = left_ms < CLIENT_CALL_MS ? (uint32_t)left_ms : CLIENT_CALL_MS;
+        uint32_t deadline_ms =
+            left_ms < CLIENT_WAIT_CALL_MS ? (uint32_t)left_ms : CLIENT_WAIT_CALL_MS;
         enum verdict verdict = ask(client, deadline_ms, &progress);
-        if (verdict != VERDICT_WAIT) return verdict == VERDICT_RUNS;
+        if (verdict != VERDICT_WAIT) return verdict == VERDICT_RUNS ? EXIT_SUCCESS : EXIT_FAILURE;
         const struct timespec pause = {.tv_nsec = CLIENT_WAIT_POLL_MS * 1000000L};
-        nanosleep(&pause, NULL);
+        if (sigtimedwait(interrupts, NULL, &pause) > 0) return CLIENT_EXIT_INTERRUPTED;
     }
     client_report("the pipeline does not run after %g s of waiting", seconds);
-    return false;
+    return EXIT_FAILURE;
 }

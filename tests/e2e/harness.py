@@ -1,0 +1,248 @@
+"""Runs the built programs for tests: every process is bounded in time and ended by its id."""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("STAGECOACH_BUILD", SOURCE / "build" / "release"))
+BIN = BUILD / "bin"
+MODEL = SOURCE / "deploy" / "demo-model" / "checkpoint"
+PROMPT = "Question: What is 27 plus 45? Answer:"
+
+_cache = (BUILD / "CMakeCache.txt").read_text()
+_sanitize = re.search(r"^STAGECOACH_SANITIZE:STRING=(.*)$", _cache, re.MULTILINE)
+SANITIZER = _sanitize.group(1) if _sanitize else ""
+# Under a sanitizer everything is several times slower; limits stretch accordingly.
+PATIENCE = 6 if SANITIZER else 1
+
+
+def _make_stubs():
+    """Generates Python stubs from proto/ into a temporary folder and puts it on the path."""
+    from grpc_tools import protoc
+
+    folder = tempfile.mkdtemp(prefix="stagecoach-stubs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    names = ["inference", "admin", "control"]
+    status = protoc.main(
+        ["protoc", f"-I{SOURCE / 'proto'}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
+        + [f"stagecoach/v1/{name}.proto" for name in names])
+    if status != 0:
+        raise RuntimeError("protoc refused the messages of proto/")
+    sys.path.insert(0, folder)
+
+
+_make_stubs()
+import grpc  # noqa: E402
+
+inference_pb2 = importlib.import_module("stagecoach.v1.inference_pb2")
+inference_pb2_grpc = importlib.import_module("stagecoach.v1.inference_pb2_grpc")
+admin_pb2 = importlib.import_module("stagecoach.v1.admin_pb2")
+admin_pb2_grpc = importlib.import_module("stagecoach.v1.admin_pb2_grpc")
+
+
+def wait_until(condition, seconds, what):
+    """Polls until condition() is true and returns its value."""
+    deadline = time.monotonic() + seconds * PATIENCE
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds * PATIENCE} s: {what}")
+        time.sleep(0.01)
+
+
+def run(*command, stdin="", timeout=60, **kwargs):
+    """A program to its end; returns the CompletedProcess with text output."""
+    return subprocess.run([str(word) for word in command], input=stdin, capture_output=True,
+                          text=True, timeout=timeout * PATIENCE, **kwargs)
+
+
+class Process:
+    """A service that runs in the background with its log in a file."""
+
+    def __init__(self, name, *command):
+        self.name = name
+        self.log_file = tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".log")
+        self.popen = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
+                                      stdout=self.log_file, stderr=subprocess.STDOUT)
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def log(self):
+        return pathlib.Path(self.log_file.name).read_text(errors="replace")
+
+    def is_running(self):
+        return self.popen.poll() is None
+
+    def signal(self, number):
+        self.popen.send_signal(number)
+
+    def wait(self, seconds):
+        return self.popen.wait(timeout=seconds * PATIENCE)
+
+    def stop(self, seconds=10):
+        """SIGTERM, then the exit status; SIGKILL and an error when it does not end."""
+        if self.is_running():
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.log()}") from None
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.popen.wait()
+
+
+class Completion:
+    """What a Generate stream gave, put together."""
+
+    def __init__(self, messages):
+        self.messages = list(messages)
+        self.text = "".join(m.text for m in self.messages)
+        self.token_ids = [i for m in self.messages for i in m.token_ids]
+        self.last = self.messages[-1]
+
+
+class Pipeline:
+    """A coordinator and its stages. Use as a context manager: on leaving, all must end cleanly."""
+
+    def __init__(self, stages=2, model=MODEL, coordinator=(), stage=(), wait=True):
+        self.stage_options = stage
+        self.stages = []
+        self.is_killed = set()
+        self.folder = tempfile.TemporaryDirectory(prefix="stagecoach-e2e-")
+        port_file = pathlib.Path(self.folder.name, "port")
+        self.coordinator = Process(
+            "coordinator", BIN / "stagecoach-coordinator", "--model", model, "--listen",
+            "127.0.0.1:0", "--port-file", port_file, "--stages", stages, *coordinator)
+        try:
+            wait_until(lambda: port_file.exists() or not self.coordinator.is_running(), 10,
+                       "the coordinator listens")
+            if not port_file.exists():
+                raise AssertionError("the coordinator ended")
+            self.address = f"127.0.0.1:{port_file.read_text().strip()}"
+            self.channel = grpc.insecure_channel(self.address,
+                                                 options=[("grpc.enable_http_proxy", 0)])
+            self.inference = inference_pb2_grpc.InferenceStub(self.channel)
+            self.admin = admin_pb2_grpc.AdminStub(self.channel)
+            for index in range(stages):
+                self.add_stage(f"stage-{index}")
+            if wait:
+                self.wait_running()
+        except BaseException:
+            self.print_logs()
+            self.kill_all()
+            raise
+
+    def add_stage(self, name, *options):
+        stage = Process(name, BIN / "stagecoach-stage", "--coordinator", self.address, "--name",
+                        name, "--threads", 1, *self.stage_options, *options)
+        self.stages.append(stage)
+        return stage
+
+    def pipeline(self):
+        return self.admin.GetPipeline(admin_pb2.GetPipelineRequest(), timeout=10 * PATIENCE)
+
+    def wait_running(self, seconds=20):
+        wait_until(lambda: self.pipeline().state == admin_pb2.PIPELINE_STATE_RUNNING, seconds,
+                   "the pipeline runs")
+
+    def stream(self, prompt=PROMPT, max_tokens=32, timeout=60, **fields):
+        """The Generate call. `prompt` is text or a list of token ids; fields are the message's."""
+        fields.setdefault("stop", {"max_tokens": max_tokens})
+        if isinstance(prompt, str):
+            fields["text"] = prompt
+        else:
+            fields["token_ids"] = {"ids": prompt}
+        return self.inference.Generate(inference_pb2.GenerateRequest(**fields),
+                                       timeout=timeout * PATIENCE)
+
+    def generate(self, *arguments, **fields):
+        return Completion(self.stream(*arguments, **fields))
+
+    def tokenize(self, text):
+        request = inference_pb2.TokenizeRequest(text=text)
+        return list(self.inference.Tokenize(request, timeout=10 * PATIENCE).token_ids)
+
+    def kill_stage(self, stage):
+        stage.kill()
+        self.stages.remove(stage)
+
+    def processes(self):
+        return [*self.stages, self.coordinator]
+
+    def print_logs(self):
+        for process in self.processes():
+            lines = process.log().splitlines()[-40:]
+            print(f"--- log of {process.name} (exit status {process.popen.poll()})",
+                  *lines, sep="\n", file=sys.stderr)
+
+    def kill_all(self):
+        for process in self.processes():
+            if process.is_running():
+                process.kill()
+
+    def stop(self):
+        """Ends all; returns what did not end with status 0, as text."""
+        self.channel.close()
+        bad = []
+        for process in self.processes():
+            status = process.stop()
+            if status != 0:
+                bad.append(f"{process.name} ended with status {status}")
+        return bad
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        try:
+            bad = self.stop()
+            if bad and kind is None:
+                raise AssertionError("; ".join(bad))
+        except BaseException:
+            kind = AssertionError
+            raise
+        finally:
+            if kind is not None:
+                self.print_logs()
+            self.kill_all()
+            self.folder.cleanup()
+
+
+@contextlib.contextmanager
+def expect_code(test, code, *words):
+    """The block must fail with this gRPC code and a sentence that has all the words."""
+    with test.assertRaises(grpc.RpcError) as caught:
+        yield
+    error = caught.exception
+    test.assertEqual(error.code(), code, error.details())
+    for word in words:
+        test.assertIn(word, error.details())
+
+
+def demo(*options, timeout=120):
+    """deploy/demo --json to its end; the JSON of its one line."""
+    result = run(SOURCE / "deploy" / "demo", "--json", *options, timeout=timeout)
+    if result.returncode != 0:
+        raise AssertionError(f"deploy/demo ended with {result.returncode}:\n{result.stderr}")
+    lines = result.stdout.splitlines()
+    if len(lines) != 1:
+        raise AssertionError(f"deploy/demo --json wrote {len(lines)} lines:\n{result.stdout}")
+    return json.loads(lines[0])
