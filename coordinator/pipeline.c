@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/memory.h"
 #include "coordinator/microbatch.h"
+#include "proto/frame_pool.h"
 
 // A microbatch in flight.
 struct step {
@@ -23,26 +24,8 @@ struct pipeline {
     uint32_t step_count;
     uint64_t step_next; // number of the next one
     uint64_t finished_count;
-    struct frame **frames; // all of them
-    uint32_t frame_count;
-    struct frame **free_frames;
-    uint32_t free_frame_count;
+    struct frame_pool *frames;
 };
-
-static enum status open_frames(struct pipeline *pipeline) {
-    // Frames of a former epoch may still be on their way back from io.
-    pipeline->frame_count = pipeline->config.in_flight_max * 2;
-    pipeline->frames = memory_array(pipeline->frame_count, sizeof(struct frame *));
-    pipeline->free_frames = memory_array(pipeline->frame_count, sizeof(struct frame *));
-    if (pipeline->frames == NULL || pipeline->free_frames == NULL) return STATUS_NO_MEMORY;
-    size_t capacity_bytes = frame_capacity_bytes(&pipeline->config.limits);
-    for (uint32_t i = 0; i < pipeline->frame_count; i++) {
-        enum status status = frame_open(capacity_bytes, &pipeline->frames[i]);
-        if (status != STATUS_OK) return status;
-        pipeline->free_frames[pipeline->free_frame_count++] = pipeline->frames[i];
-    }
-    return STATUS_OK;
-}
 
 enum status pipeline_open(const struct pipeline_config *config,
                           const struct pipeline_handler *handler, struct pipeline **pipeline_out) {
@@ -57,7 +40,10 @@ enum status pipeline_open(const struct pipeline_config *config,
             memory_array(config->limits.sequence_count_max, sizeof(struct scheduler_pick));
         if (pipeline->steps[i].picks == NULL) goto no_memory;
     }
-    if (open_frames(pipeline) != STATUS_OK) goto no_memory;
+    // Twice as many as can be in flight: frames of a former epoch may be on their way back from io.
+    enum status status = frame_pool_open(config->in_flight_max * 2,
+                                         frame_capacity_bytes(&config->limits), &pipeline->frames);
+    if (status != STATUS_OK) goto no_memory;
     *pipeline_out = pipeline;
     return STATUS_OK;
 no_memory:
@@ -70,15 +56,13 @@ void pipeline_close(struct pipeline *pipeline) {
     for (uint32_t i = 0; pipeline->steps != NULL && i < pipeline->config.in_flight_max; i++)
         free(pipeline->steps[i].picks);
     free(pipeline->steps);
-    for (uint32_t i = 0; pipeline->frames != NULL && i < pipeline->frame_count; i++)
-        frame_close(pipeline->frames[i]);
-    free(pipeline->frames);
-    free(pipeline->free_frames);
+    frame_pool_close(pipeline->frames);
     free(pipeline);
 }
 
 bool pipeline_has_room(const struct pipeline *pipeline) {
-    return pipeline->step_count < pipeline->config.in_flight_max && pipeline->free_frame_count > 0;
+    return pipeline->step_count < pipeline->config.in_flight_max &&
+           frame_pool_free_count(pipeline->frames) > 0;
 }
 
 uint32_t pipeline_in_flight_count(const struct pipeline *pipeline) {
@@ -100,7 +84,7 @@ void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks
     for (uint32_t i = 0; i < pick_count; i++)
         picks[i].sequence->in_flight_count++;
     pipeline->step_count++;
-    struct frame *frame = pipeline->free_frames[--pipeline->free_frame_count];
+    struct frame *frame = frame_pool_take(pipeline->frames);
     enum status status =
         microbatch_write(frame, pipeline->config.limits.epoch, step->number, picks, pick_count);
     CHECK(status == STATUS_OK); // the frame has the capacity of the largest microbatch
@@ -110,8 +94,7 @@ void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks
 }
 
 void pipeline_frame_sent(struct pipeline *pipeline, struct frame *frame) {
-    CHECK(pipeline->free_frame_count < pipeline->frame_count);
-    pipeline->free_frames[pipeline->free_frame_count++] = frame;
+    frame_pool_give(pipeline->frames, frame);
 }
 
 static void release_oldest(struct pipeline *pipeline) {

@@ -1,0 +1,412 @@
+#include "stage/control.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/address.h"
+#include "base/limits.h"
+#include "base/signals.h"
+#include "stage/worker.h"
+#include "stagecoach/v1/control.pb-c.h"
+#include "transport/rpc.h"
+
+enum { PROTOCOL_VERSION = 1, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
+
+// What the main thread is told: the worker's reports, and what happens on the stream.
+enum control_event {
+    CONTROL_WORKER,                                         // plus enum worker_report
+    CONTROL_MESSAGE = CONTROL_WORKER + WORKER_REPORT_COUNT, // message: CoordinatorMessage
+    CONTROL_CLOSED,                                         // subject: struct stream_end
+};
+struct stream_end {
+    enum rpc_code code;
+    char message[512];
+};
+
+struct control {
+    const struct settings *settings;
+    struct clock clock;
+    struct wake wake;
+    struct inbox inbox;
+    struct backend *backend;
+    struct worker *worker;
+    struct rpc *rpc;
+    struct rpc_channel *channel;
+    struct rpc_call *call; // the Join stream, or NULL
+    char name[65];
+    char coordinator_host[ADDRESS_HOST_BYTES_MAX + 1];
+    bool is_joined; // the coordinator has said something on this stream
+    uint64_t epoch;
+    uint32_t stage_index, stage_count; // of the epoch's assignment
+    uint64_t dial_at_ms, dial_wait_ms;
+    uint64_t heard_ms, heartbeat_ms;
+    enum status final_status; // not OK: refused for good
+    struct error *final_error;
+};
+
+// -- the stream, on the rpc thread ----------------------------------------------------------------
+
+static void on_stream_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    (void)call;
+    struct control *control = ctx;
+    inbox_put(&control->inbox, CONTROL_MESSAGE, NULL, message);
+}
+
+static void on_stream_closed(struct rpc_call *call, void *ctx, enum rpc_code code,
+                             const char *message) {
+    (void)call;
+    struct control *control = ctx;
+    struct stream_end *end = malloc(sizeof(*end));
+    if (end != NULL) {
+        end->code = code;
+        snprintf(end->message, sizeof(end->message), "%s", message);
+    }
+    inbox_put(&control->inbox, CONTROL_CLOSED, end, NULL);
+}
+
+// -- sending --------------------------------------------------------------------------------------
+
+static void send_message(struct control *control, const Stagecoach__V1__StageMessage *message) {
+    if (control->call == NULL) return;
+    // The coordinator takes everything at once; a queue that is full is a lost coordinator.
+    if (!rpc_call_send(control->call, &message->base)) rpc_call_cancel(control->call);
+}
+
+static uint64_t memory_bytes(void) {
+    long page_count = sysconf(_SC_AVPHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    return page_count > 0 && page_bytes > 0 ? (uint64_t)page_count * (uint64_t)page_bytes : 0;
+}
+
+static void send_hello(struct control *control) {
+    const char *address = worker_data_address(control->worker);
+    struct address listen;
+    bool is_wildcard =
+        address_parse(address, &listen, NULL) == STATUS_OK && address_is_wildcard(listen.host);
+    Stagecoach__V1__Hello hello = STAGECOACH__V1__HELLO__INIT;
+    hello.protocol_version = PROTOCOL_VERSION;
+    hello.name = control->name;
+    hello.version = (char *)STAGECOACH_VERSION;
+    // On every interface: the coordinator puts in the host that our call comes from.
+    hello.data_address = (char *)(is_wildcard ? strrchr(address, ':') : address);
+    hello.thread_count = backend_thread_count(control->backend);
+    hello.kernel_variant = (char *)backend_variant(control->backend);
+    hello.memory_bytes = memory_bytes();
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HELLO;
+    message.hello = &hello;
+    send_message(control, &message);
+}
+
+static void send_progress(struct control *control) {
+    const struct worker_stats *stats = worker_stats(control->worker);
+    Stagecoach__V1__LoadProgress progress = STAGECOACH__V1__LOAD_PROGRESS__INIT;
+    progress.epoch = atomic_load(&stats->load_epoch);
+    progress.bytes_done = atomic_load(&stats->load_bytes_done);
+    progress.bytes_total = atomic_load(&stats->load_bytes_total);
+    if (progress.epoch == 0 || progress.bytes_total == 0) return;
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_LOAD_PROGRESS;
+    message.load_progress = &progress;
+    send_message(control, &message);
+    log_info("loading: %.0f of %.0f MB", (double)progress.bytes_done / 1e6,
+             (double)progress.bytes_total / 1e6);
+}
+
+static void send_heartbeat(struct control *control) {
+    const struct worker_stats *stats = worker_stats(control->worker);
+    Stagecoach__V1__Heartbeat heartbeat = STAGECOACH__V1__HEARTBEAT__INIT;
+    heartbeat.epoch = control->epoch;
+    heartbeat.step_count = atomic_load(&stats->step_count);
+    heartbeat.busy_ns = atomic_load(&stats->busy_ns);
+    heartbeat.row_count = atomic_load(&stats->row_count);
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HEARTBEAT;
+    message.heartbeat = &heartbeat;
+    send_message(control, &message);
+}
+
+static void send_loaded(struct control *control, const struct worker_loaded *report) {
+    Stagecoach__V1__Loaded loaded = STAGECOACH__V1__LOADED__INIT;
+    loaded.epoch = report->epoch;
+    loaded.weight_bytes = report->sizes.weight_bytes;
+    loaded.mapped_bytes = report->sizes.mapped_bytes;
+    loaded.kv_bytes = report->sizes.kv_bytes;
+    loaded.load_ms = report->load_ms;
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_LOADED;
+    message.loaded = &loaded;
+    send_message(control, &message);
+}
+
+static void send_connected(struct control *control, const struct worker_connected *report) {
+    Stagecoach__V1__Connected connected = STAGECOACH__V1__CONNECTED__INIT;
+    connected.epoch = report->epoch;
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_CONNECTED;
+    message.connected = &connected;
+    send_message(control, &message);
+}
+
+static void send_failed(struct control *control, const struct worker_failed *report) {
+    static const Stagecoach__V1__FailureKind kinds[] = {
+        [WORKER_FAILED_LOAD] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LOAD,
+        [WORKER_FAILED_LINK] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LINK,
+        [WORKER_FAILED_FRAME] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_FRAME,
+    };
+    Stagecoach__V1__Failed failed = STAGECOACH__V1__FAILED__INIT;
+    failed.epoch = report->epoch;
+    failed.kind = kinds[report->failure];
+    failed.message = (char *)report->error.text;
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_FAILED;
+    message.failed = &failed;
+    send_message(control, &message);
+}
+
+// -- messages of the coordinator ------------------------------------------------------------------
+
+static void refuse_assignment(struct control *control, uint64_t epoch, const char *reason) {
+    struct worker_failed failed = {.epoch = epoch, .failure = WORKER_FAILED_LOAD};
+    error_set(&failed.error, STATUS_INVALID, "assignment: %s", reason);
+    log_error("%s", failed.error.text);
+    send_failed(control, &failed);
+}
+
+static void on_assignment(struct control *control, const Stagecoach__V1__Assignment *m) {
+    const char *path =
+        control->settings->model_path != NULL ? control->settings->model_path : m->model_path;
+    struct assignment *a = calloc(1, sizeof(*a));
+    if (a == NULL || m->model_digest.len != sizeof(a->model_digest) ||
+        strlen(path) >= sizeof(a->model_path)) {
+        free(a);
+        refuse_assignment(control, m->epoch, "model_digest or model_path has a wrong size");
+        return;
+    }
+    a->epoch = control->epoch = m->epoch;
+    a->stage_index = control->stage_index = m->stage_index;
+    a->stage_count = control->stage_count = m->stage_count;
+    a->layer_first = m->layer_first;
+    a->layer_count = m->layer_count;
+    memcpy(a->model_path, path, strlen(path) + 1);
+    memcpy(&a->model_digest, m->model_digest.data, sizeof(a->model_digest));
+    // Values that are no dtype are refused by the engine, which names the field.
+    a->activation_dtype = (enum dtype)m->activation_dtype;
+    a->kv_dtype = (enum dtype)m->kv_dtype;
+    a->kv_block_count = m->kv_block_count;
+    a->kv_block_positions = m->kv_block_positions;
+    a->row_count_max = m->row_count_max;
+    a->sequence_count_max = m->sequence_count_max;
+    a->credit_count = m->credit_count;
+    a->position_count_max = m->position_count_max;
+    worker_order(control->worker, WORKER_LOAD, a);
+}
+
+static void on_start(struct control *control, const Stagecoach__V1__Start *m) {
+    if (m->epoch != control->epoch) return;
+    struct io_ring_position *position = calloc(1, sizeof(*position));
+    if (position == NULL) return; // the coordinator tries another epoch
+    position->epoch = m->epoch;
+    position->link_in_id = control->stage_index;
+    position->link_out_id = control->stage_index + 1;
+    struct address address;
+    struct error error;
+    enum status status = address_parse(m->next_address, &address, &error);
+    bool fits = status == STATUS_OK &&
+                address_format(address.host[0] != '\0' ? address.host : control->coordinator_host,
+                               address.port, position->out_address, sizeof(position->out_address));
+    if (fits) {
+        worker_order(control->worker, WORKER_START, position);
+        return;
+    }
+    free(position);
+    log_error("start: next_address '%.200s' is not host:port", m->next_address);
+}
+
+static void on_message(struct control *control, const Stagecoach__V1__CoordinatorMessage *m) {
+    control->heard_ms = clock_now_ms(&control->clock);
+    control->is_joined = true;
+    control->dial_wait_ms = STAGE_DIAL_MS_MIN;
+    switch (m->kind_case) {
+    case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_WELCOME:
+        log_info("joined %s as stage id %" PRIu32, control->settings->coordinator,
+                 m->welcome->stage_id);
+        break;
+    case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_ASSIGNMENT:
+        on_assignment(control, m->assignment);
+        break;
+    case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START:
+        on_start(control, m->start);
+        break;
+    default:
+        break; // heartbeats, and what newer coordinators say
+    }
+}
+
+// -- the stream, on the main thread ---------------------------------------------------------------
+
+static void dial(struct control *control) {
+    static const struct rpc_handler handler = {.message = on_stream_message,
+                                               .closed = on_stream_closed};
+    uint64_t now_ms = clock_now_ms(&control->clock);
+    control->is_joined = false;
+    control->heard_ms = control->heartbeat_ms = now_ms;
+    enum status status = rpc_call_begin(control->channel, &stagecoach__v1__control__descriptor,
+                                        "Join", &handler, control, 0, &control->call);
+    if (status != STATUS_OK) {
+        control->call = NULL;
+        control->dial_at_ms = now_ms + STAGE_DIAL_MS_MAX;
+        return;
+    }
+    send_hello(control);
+}
+
+static void on_closed(struct control *control, const struct stream_end *end) {
+    enum rpc_code code = end != NULL ? end->code : RPC_UNKNOWN;
+    const char *text = end != NULL ? end->message : "";
+    rpc_call_release(control->call);
+    control->call = NULL;
+    worker_order(control->worker, WORKER_STOP, NULL);
+    if (code == RPC_FAILED_PRECONDITION) {
+        control->final_status = error_set(control->final_error, STATUS_INVALID,
+                                          "the coordinator refuses this stage: %s", text);
+        return;
+    }
+    if (control->is_joined)
+        log_warn("the coordinator is lost (%s: %s), dialling again", rpc_code_name(code), text);
+    else if (control->dial_wait_ms >= STAGE_DIAL_MS_MAX)
+        log_warn("cannot join %s (%s: %s), dialling again", control->settings->coordinator,
+                 rpc_code_name(code), text);
+    control->dial_at_ms = clock_now_ms(&control->clock) + control->dial_wait_ms;
+    control->dial_wait_ms *= 2;
+    if (control->dial_wait_ms > STAGE_DIAL_MS_MAX) control->dial_wait_ms = STAGE_DIAL_MS_MAX;
+}
+
+static void keep_time(struct control *control) {
+    uint64_t now_ms = clock_now_ms(&control->clock);
+    if (control->call == NULL) {
+        if (now_ms >= control->dial_at_ms) dial(control);
+        return;
+    }
+    if (now_ms - control->heartbeat_ms >= HEARTBEAT_MS) {
+        control->heartbeat_ms = now_ms;
+        send_progress(control);
+        send_heartbeat(control);
+    }
+    if (now_ms - control->heard_ms > HEARTBEAT_LOST_MS) {
+        control->heard_ms = now_ms;
+        rpc_call_cancel(control->call);
+    }
+}
+
+static void handle_event(struct control *control, const struct event *event) {
+    switch (event->kind) {
+    case CONTROL_WORKER + WORKER_LOADED:
+        send_loaded(control, event->subject);
+        break;
+    case CONTROL_WORKER + WORKER_CONNECTED:
+        send_connected(control, event->subject);
+        break;
+    case CONTROL_WORKER + WORKER_FAILED:
+        send_failed(control, event->subject);
+        break;
+    case CONTROL_MESSAGE:
+        on_message(control, (const Stagecoach__V1__CoordinatorMessage *)event->message);
+        break;
+    case CONTROL_CLOSED:
+        on_closed(control, event->subject);
+        break;
+    }
+    free(event->subject);
+}
+
+// -- life -----------------------------------------------------------------------------------------
+
+static enum status open_worker(struct control *control, struct error *error) {
+    const struct settings *s = control->settings;
+    struct address listen, coordinator;
+    enum status status = address_parse(s->data_listen, &listen, error);
+    if (status == STATUS_OK) status = address_parse(s->coordinator, &coordinator, error);
+    if (status != STATUS_OK) return status;
+    memcpy(control->coordinator_host, coordinator.host, sizeof(coordinator.host));
+    struct backend_config backend = {.thread_count = (uint32_t)s->thread_count,
+                                     .variant = s->kernel};
+    status = backend_cpu_open(&backend, &control->backend, error);
+    if (status != STATUS_OK) return status;
+    struct worker_config worker = {
+        .backend = control->backend,
+        .clock = control->clock,
+        .reports = &control->inbox,
+        .report_base = CONTROL_WORKER,
+        .data_host = listen.host[0] != '\0' ? listen.host : "0.0.0.0",
+        .data_port = listen.port,
+    };
+    return worker_open(&worker, &control->worker, error);
+}
+
+static enum status open_all(struct control *control, struct error *error) {
+    enum status status = wake_init(&control->wake);
+    if (status == STATUS_OK) status = signals_listen(&control->wake);
+    if (status == STATUS_OK) status = inbox_init(&control->inbox, EVENT_COUNT_MAX, &control->wake);
+    if (status != STATUS_OK) return error_set(error, status, "cannot set up the main thread");
+    status = open_worker(control, error);
+    if (status != STATUS_OK) return status;
+    status = rpc_open(&(struct rpc_config){0}, &control->rpc);
+    if (status == STATUS_OK)
+        status = rpc_channel_open(control->rpc, control->settings->coordinator, &control->channel);
+    return status == STATUS_OK ? status : error_set(error, status, "cannot start the rpc thread");
+}
+
+static void make_name(struct control *control) {
+    char host[40] = "stage";
+    gethostname(host, sizeof(host) - 1);
+    if (control->settings->name != NULL)
+        snprintf(control->name, sizeof(control->name), "%s", control->settings->name);
+    else
+        snprintf(control->name, sizeof(control->name), "%.39s-%d", host, (int)getpid());
+}
+
+static void serve(struct control *control) {
+    while (!signals_stop_asked() && control->final_status == STATUS_OK) {
+        struct event *event;
+        while ((event = inbox_take(&control->inbox)) != NULL) {
+            handle_event(control, event);
+            event_close(event);
+        }
+        keep_time(control);
+        wake_wait(&control->wake, control->call == NULL ? (int)STAGE_DIAL_MS_MIN : TICK_MS);
+    }
+}
+
+static void close_all(struct control *control) {
+    if (control->call != NULL) rpc_call_cancel(control->call);
+    rpc_channel_close(control->channel);
+    rpc_close(control->rpc, 200);
+    worker_close(control->worker);
+    backend_close(control->backend);
+    struct event *event;
+    while (control->inbox.ring != NULL && (event = inbox_take(&control->inbox)) != NULL) {
+        free(event->subject);
+        event_close(event);
+    }
+    if (control->call != NULL) rpc_call_release(control->call);
+    inbox_fini(&control->inbox);
+}
+
+enum status control_run(const struct settings *settings, struct error *error) {
+    static struct control control; // one a process; its wake outlives signal handlers
+    control.settings = settings;
+    control.clock = clock_system();
+    control.dial_wait_ms = STAGE_DIAL_MS_MIN;
+    control.final_error = error;
+    make_name(&control);
+    enum status status = open_all(&control, error);
+    if (status == STATUS_OK) {
+        serve(&control);
+        status = control.final_status;
+    }
+    close_all(&control);
+    return status;
+}

@@ -1,0 +1,316 @@
+#include "stage/engine.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "stage/model.h"
+#include "stage/sampler.h"
+
+// Rows whose logits are computed together: bounds the memory for logits of large vocabularies.
+enum { LOGIT_ROW_COUNT = 32 };
+
+struct engine {
+    struct backend *backend;
+    struct clock clock;
+    struct model_config config;
+    struct weights *weights; // NULL: nothing is loaded
+    struct model *model;
+    struct sampler *sampler; // last stage only
+    struct assignment assignment;
+    struct frame_limits limits; // of the frames that come in
+    struct batch_sequence *sequences;
+    uint32_t *sample_rows; // row of each sequence that is sampled
+    struct batch batch;
+};
+
+enum status engine_open(struct backend *backend, struct clock clock, struct engine **engine_out) {
+    struct engine *engine = calloc(1, sizeof(*engine));
+    if (engine == NULL) return STATUS_NO_MEMORY;
+    engine->backend = backend;
+    engine->clock = clock;
+    *engine_out = engine;
+    return STATUS_OK;
+}
+
+static void unload(struct engine *engine) {
+    sampler_close(engine->sampler);
+    model_close(engine->model);
+    weights_close(engine->weights);
+    free(engine->sequences);
+    free(engine->sample_rows);
+    engine->sampler = NULL;
+    engine->model = NULL;
+    engine->weights = NULL;
+    engine->sequences = NULL;
+    engine->sample_rows = NULL;
+}
+
+void engine_close(struct engine *engine) {
+    if (engine == NULL) return;
+    unload(engine);
+    free(engine);
+}
+
+// -- loading --------------------------------------------------------------------------------------
+
+static bool is_first(const struct assignment *a) {
+    return a->stage_index == 0;
+}
+
+static bool is_last(const struct assignment *a) {
+    return a->stage_index + 1 == a->stage_count;
+}
+
+static enum status check_field(const char *field, uint64_t value, uint64_t minimum,
+                               uint64_t maximum, struct error *error) {
+    if (value >= minimum && value <= maximum) return STATUS_OK;
+    return error_set(error, STATUS_INVALID,
+                     "assignment: %s is %" PRIu64 ", it must be from %" PRIu64 " to %" PRIu64,
+                     field, value, minimum, maximum);
+}
+
+static enum status check_assignment(const struct assignment *a, const struct model_config *config,
+                                    struct error *error) {
+    bool is_f16 = a->activation_dtype == DTYPE_F16;
+    const struct {
+        const char *field;
+        uint64_t value, minimum, maximum;
+    } fields[] = {
+        {"stage_count", a->stage_count, 1, PIPELINE_STAGE_COUNT_MAX},
+        {"stage_index", a->stage_index, 0, a->stage_count - 1},
+        {"layer_count", a->layer_count, 1, config->layer_count},
+        {"layer_first", a->layer_first, 0, config->layer_count - a->layer_count},
+        {"activation_dtype", is_f16 ? 0 : a->activation_dtype, DTYPE_F32, DTYPE_BF16},
+        {"kv_dtype", a->kv_dtype, DTYPE_F32, DTYPE_F16},
+        {"kv_block_count", a->kv_block_count, 1, UINT32_MAX / KV_BLOCK_POSITION_COUNT},
+        {"kv_block_positions", a->kv_block_positions, KV_BLOCK_POSITION_COUNT,
+         KV_BLOCK_POSITION_COUNT},
+        {"row_count_max", a->row_count_max, 1, MICROBATCH_ROW_COUNT_MAX},
+        {"sequence_count_max", a->sequence_count_max, 1, MICROBATCH_SEQUENCE_COUNT_MAX},
+        {"credit_count", a->credit_count, 1, LINK_CREDIT_COUNT_MAX},
+        {"position_count_max", a->position_count_max, 1, config->position_count_max},
+    };
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
+        enum status status = check_field(fields[i].field, fields[i].value, fields[i].minimum,
+                                         fields[i].maximum, error);
+        if (status != STATUS_OK) return status;
+    }
+    return STATUS_OK;
+}
+
+static void set_limits(struct engine *engine, const struct assignment *a) {
+    engine->limits = (struct frame_limits){
+        .epoch = a->epoch,
+        .row_count_max = a->row_count_max,
+        .sequence_count_max = a->sequence_count_max,
+        .position_count_max = a->position_count_max,
+        .kv_block_count = a->kv_block_count,
+        .vocabulary_size = engine->config.vocabulary_size,
+        .hidden_size = engine->config.hidden_size,
+        .dtype = a->activation_dtype,
+        .has_payload = !is_first(a),
+        .kind = FRAME_STEP,
+    };
+}
+
+// Whether what is loaded serves the new assignment too: only epoch and credits may differ.
+static bool is_loaded(const struct engine *engine, const struct assignment *a) {
+    const struct assignment *b = &engine->assignment;
+    return engine->weights != NULL && strcmp(a->model_path, b->model_path) == 0 &&
+           a->model_digest == b->model_digest && is_first(a) == is_first(b) &&
+           is_last(a) == is_last(b) && a->layer_first == b->layer_first &&
+           a->layer_count == b->layer_count && a->activation_dtype == b->activation_dtype &&
+           a->kv_dtype == b->kv_dtype && a->kv_block_count == b->kv_block_count &&
+           a->row_count_max == b->row_count_max && a->sequence_count_max == b->sequence_count_max &&
+           a->position_count_max == b->position_count_max;
+}
+
+static enum status open_model(struct engine *engine, const struct assignment *a,
+                              struct error *error) {
+    struct model_options options = {
+        .activation_dtype = a->activation_dtype,
+        .kv_dtype = a->kv_dtype,
+        .kv_block_count = a->kv_block_count,
+        .row_count_max = a->row_count_max,
+        .sample_count_max = LOGIT_ROW_COUNT,
+        .position_count_max = a->position_count_max,
+    };
+    enum status status = model_open(engine->backend, &engine->config, engine->weights, &options,
+                                    &engine->model, error);
+    if (status != STATUS_OK) return status;
+    engine->sequences = memory_array(a->sequence_count_max, sizeof(*engine->sequences));
+    engine->sample_rows = memory_array(a->sequence_count_max, sizeof(*engine->sample_rows));
+    if (engine->sequences == NULL || engine->sample_rows == NULL)
+        return error_set(error, STATUS_NO_MEMORY, "no memory for %" PRIu32 " sequences",
+                         a->sequence_count_max);
+    if (!is_last(a)) return STATUS_OK;
+    status = sampler_open(engine->config.vocabulary_size, &engine->sampler);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory for the sampler");
+}
+
+static struct engine_sizes sizes_of(const struct engine *engine) {
+    return (struct engine_sizes){
+        .weight_bytes = engine->weights->weight_bytes,
+        .mapped_bytes = engine->weights->mapped_bytes,
+        .kv_bytes = model_kv_bytes(engine->model),
+    };
+}
+
+enum status engine_load(struct engine *engine, const struct assignment *assignment,
+                        weights_progress_fn *progress, void *progress_ctx,
+                        struct engine_sizes *sizes_out, struct error *error) {
+    if (is_loaded(engine, assignment)) {
+        engine->assignment = *assignment;
+        set_limits(engine, assignment);
+        *sizes_out = sizes_of(engine);
+        return STATUS_OK;
+    }
+    unload(engine);
+    enum status status = model_config_read(assignment->model_path, &engine->config, error);
+    if (status != STATUS_OK) return status;
+    if (engine->config.digest != assignment->model_digest)
+        return error_set(error, STATUS_INVALID,
+                         "%.300s/config.json is not the coordinator's: another model or version",
+                         assignment->model_path);
+    status = check_assignment(assignment, &engine->config, error);
+    if (status != STATUS_OK) return status;
+    struct weights_range range = {
+        .layer_first = assignment->layer_first,
+        .layer_count = assignment->layer_count,
+        .is_first = is_first(assignment),
+        .is_last = is_last(assignment),
+    };
+    status = weights_open(assignment->model_path, &engine->config, &range, progress, progress_ctx,
+                          &engine->weights, error);
+    if (status != STATUS_OK) return status;
+    status = open_model(engine, assignment, error);
+    if (status != STATUS_OK) {
+        unload(engine);
+        return status;
+    }
+    engine->assignment = *assignment;
+    set_limits(engine, assignment);
+    *sizes_out = sizes_of(engine);
+    return STATUS_OK;
+}
+
+size_t engine_frame_bytes(const struct engine *engine) {
+    return frame_capacity_bytes(&engine->limits);
+}
+
+// -- a step ---------------------------------------------------------------------------------------
+
+static void fill_batch(struct engine *engine, const struct frame_view *view) {
+    uint32_t sequence_count = view->header->sequence_count;
+    for (uint32_t i = 0; i < sequence_count; i++) {
+        const struct frame_sequence *s = &view->sequences[i];
+        engine->sequences[i] = (struct batch_sequence){
+            .row_first = s->row_first,
+            .row_count = s->row_count,
+            .position_first = s->position_first,
+            .blocks = &view->blocks[s->block_first],
+        };
+    }
+    engine->batch = (struct batch){
+        .row_count = view->header->row_count,
+        .sequence_count = sequence_count,
+        .sequences = engine->sequences,
+    };
+}
+
+// The same rows with this stage's activations.
+static void write_step(struct engine *engine, const struct frame_view *in, struct frame *out,
+                       struct frame_view *out_view) {
+    struct frame_header wanted = *in->header;
+    wanted.hidden_size = engine->config.hidden_size;
+    wanted.dtype = (uint16_t)engine->assignment.activation_dtype;
+    enum status status = frame_format(out, &wanted, out_view);
+    CHECK(status == STATUS_OK); // frames have the capacity of the largest that limits allow
+    // Equal counts give equal tables.
+    size_t tables_bytes = in->header->payload_offset - sizeof(struct frame_header);
+    memcpy(out->data + sizeof(struct frame_header),
+           (const uint8_t *)in->header + sizeof(struct frame_header), tables_bytes);
+    model_emit(engine->model, wanted.row_count, out_view->payload);
+}
+
+static uint32_t top_count_of(const struct engine *engine, const struct frame_sequence *s) {
+    if (!(s->flags & FRAME_LOGPROBS)) return 0;
+    uint32_t vocabulary_size = engine->config.vocabulary_size;
+    return s->top_logprob_count < vocabulary_size ? s->top_logprob_count : vocabulary_size;
+}
+
+static void write_samples(struct engine *engine, const struct frame_view *in,
+                          const struct frame_view *out) {
+    uint32_t sequence_index = 0, top_first = 0;
+    uint32_t sample_count = out->header->sample_count;
+    for (uint32_t first = 0; first < sample_count; first += LOGIT_ROW_COUNT) {
+        uint32_t count =
+            sample_count - first < LOGIT_ROW_COUNT ? sample_count - first : LOGIT_ROW_COUNT;
+        const float *logits = model_logits(engine->model, &engine->sample_rows[first], count);
+        for (uint32_t i = 0; i < count; i++, sequence_index++) {
+            while (!(in->sequences[sequence_index].flags & FRAME_SAMPLE))
+                sequence_index++;
+            const struct frame_sequence *s = &in->sequences[sequence_index];
+            struct frame_sample *sample = &out->samples[first + i];
+            sampler_draw(engine->sampler, logits + (size_t)i * engine->config.vocabulary_size, s,
+                         (uint64_t)s->position_first + s->row_count, &in->biases[s->bias_first],
+                         &in->history[s->history_first], sample, &out->tops[top_first]);
+            sample->sequence_id = s->sequence_id;
+            sample->top_first = top_first;
+            sample->top_count = top_count_of(engine, s);
+            top_first += sample->top_count;
+        }
+    }
+}
+
+static void write_result(struct engine *engine, const struct frame_view *in, struct frame *out,
+                         struct frame_view *out_view) {
+    struct frame_header wanted = {
+        .kind = FRAME_RESULT,
+        .epoch = in->header->epoch,
+        .step = in->header->step,
+        .row_count = in->header->row_count,
+        .sequence_count = in->header->sequence_count,
+    };
+    for (uint32_t i = 0; i < in->header->sequence_count; i++) {
+        const struct frame_sequence *s = &in->sequences[i];
+        if (!(s->flags & FRAME_SAMPLE)) continue;
+        engine->sample_rows[wanted.sample_count++] = s->row_first + s->row_count - 1;
+        wanted.top_count += top_count_of(engine, s);
+    }
+    enum status status = frame_format(out, &wanted, out_view);
+    CHECK(status == STATUS_OK);
+    write_samples(engine, in, out_view);
+}
+
+enum status engine_step(struct engine *engine, struct frame *in, struct frame *out,
+                        struct error *error) {
+    CHECK(engine->weights != NULL);
+    struct frame_view in_view, out_view;
+    enum status status = frame_parse(in, &engine->limits, &in_view, error);
+    if (status != STATUS_OK) return status;
+    uint64_t begin_ns = clock_now_ns(&engine->clock);
+    fill_batch(engine, &in_view);
+    uint32_t row_count = in_view.header->row_count;
+    if (is_first(&engine->assignment))
+        model_embed(engine->model, in_view.tokens, row_count);
+    else
+        model_receive(engine->model, in_view.payload, row_count);
+    for (uint32_t i = 0; i < engine->assignment.layer_count; i++)
+        model_layer(engine->model, &engine->batch, i);
+    if (is_last(&engine->assignment))
+        write_result(engine, &in_view, out, &out_view);
+    else
+        write_step(engine, &in_view, out, &out_view);
+    out_view.header->compute_ns =
+        in_view.header->compute_ns + (clock_now_ns(&engine->clock) - begin_ns);
+    return STATUS_OK;
+}
+
+uint32_t engine_row_count(const struct engine *engine) {
+    return engine->batch.row_count;
+}

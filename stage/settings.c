@@ -1,0 +1,48 @@
+#include "stage/settings.h"
+
+#include <stdio.h>
+
+#include "base/limits.h"
+
+enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
+    struct settings s = {.data_listen = "127.0.0.1:0", .kernel = "auto"};
+    const char *log_level = "info";
+    const struct option_spec specs[] = {
+        {"coordinator", OPTION_TEXT, &s.coordinator, "HOST:PORT",
+         "the coordinator to join (required)", 0, 0},
+        {"model", OPTION_TEXT, &s.model_path, "DIR",
+         "this machine's copy of the model (default: the coordinator's path)", 0, 0},
+        {"name", OPTION_TEXT, &s.name, "NAME",
+         "unique name in status and logs (default: host name and process id)", 0, 0},
+        {"data-listen", OPTION_TEXT, &s.data_listen, "HOST:PORT",
+         "where neighbours send activations, port 0 for any (default 127.0.0.1:0)", 0, 0},
+        {"threads", OPTION_COUNT, &s.thread_count, "N",
+         "compute threads (default: one for each core)", 1, TEAM_THREAD_COUNT_MAX},
+        {"kernel", OPTION_TEXT, &s.kernel, "NAME",
+         "auto, avx512, avx2, portable or reference (default auto)", 0, 0},
+        {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
+         0, 0},
+    };
+    const struct options options = {
+        .program = "stagecoach-stage",
+        .purpose = "runs the range of a model's layers that a coordinator assigns to it",
+        .usage = "--coordinator HOST:PORT [options]",
+        .specs = specs,
+        .spec_count = sizeof(specs) / sizeof(specs[0]),
+    };
+    size_t positional_count;
+    enum options_result result = options_parse(&options, argc, argv, &positional_count);
+    if (result != OPTIONS_RUN) return result;
+    if (s.coordinator == NULL) {
+        fprintf(stderr, "stagecoach-stage: --coordinator is required, see --help\n");
+        return OPTIONS_EXIT_USAGE;
+    }
+    if (!log_level_parse(log_level, &s.log_level)) {
+        fprintf(stderr,
+                "stagecoach-stage: --log-level is '%s', it must be error, warn, info or debug\n",
+                log_level);
+        return OPTIONS_EXIT_USAGE;
+    }
+    *settings_out = s;
+    return OPTIONS_RUN;
+}

@@ -1,0 +1,19 @@
+// settings: the stage's command line.
+#pragma once
+
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/options.h"
+
+struct settings {
+    const char *coordinator; // host:port
+    const char *model_path;  // NULL: the coordinator's path
+    const char *name;        // NULL: host name and process id
+    const char *data_listen;
+    const char *kernel;
+    uint64_t thread_count; // 0: one a core
+    enum log_level log_level;
+};
+
+MUST_USE enum options_result settings_parse(int argc, char **argv, struct settings *settings_out);
