@@ -121,6 +121,10 @@ enum {
     RPC_METHOD_COUNT_MAX = 64,
     // New calls that a server can be given before it asks for more; others wait in gRPC.
     RPC_ACCEPT_COUNT = 32,
+    // What gRPC may hold for all connections of a server: this, and so many of the largest messages.
+    // Beyond it streams are reset and new connections refused.
+    RPC_SERVER_MEMORY_BYTES_BASE = 64 << 20,
+    RPC_SERVER_MEMORY_MESSAGE_COUNT = 32,
     // A received message nested deeper, or with more fields in all, is refused: each field costs up
     // to 30 times its bytes once unpacked.
     RPC_MESSAGE_DEPTH_MAX = 32,

@@ -1,8 +1,14 @@
 // rpc: protobuf RPC over the gRPC core C API. This is the only module that includes its headers.
 //
-// One thread per `struct rpc` runs the completion queue and every callback; callbacks must not block.
-// Sending is allowed from any thread. Messages are protobuf-c messages; which methods exist comes
-// from protobuf-c service descriptors, and which of them stream from proto/descriptors.
+// One thread per `struct rpc` runs the completion queue and every callback; callbacks must not
+// block. Sending is allowed from any thread. Messages are protobuf-c messages; which methods exist
+// comes from protobuf-c service descriptors, and which of them stream from proto/descriptors.
+//
+// A received message has been checked (transport/rpc_message.h): strings are valid UTF-8 of their
+// whole length, no repeated submessage is NULL; absent submessages are NULL, empty `bytes` may have
+// data == NULL, numbers and enum values are as the peer sent them. What fails the check is answered
+// INVALID_ARGUMENT by a server, with a sentence that names the field, and ends a client's call with
+// INTERNAL; the owner is told by `closed` only. Compressed messages are refused.
 #pragma once
 
 #include <protobuf-c/protobuf-c.h>
@@ -53,7 +59,8 @@ struct rpc_config {
 // Block signals in all threads before this. STATUS_NO_MEMORY, STATUS_IO.
 MUST_USE enum status rpc_open(const struct rpc_config *config, struct rpc **rpc_out);
 // Stops accepting, lets running calls end for grace_ms, cancels the rest, waits for every callback,
-// joins the thread. NULL allowed. Never from a callback.
+// joins the thread. NULL allowed. Never from a callback. Channels may be closed before or after;
+// calls that are still held are over.
 void rpc_close(struct rpc *rpc, uint32_t grace_ms);
 
 // -- server --------------------------------------------------------------------------------------
@@ -61,17 +68,20 @@ void rpc_close(struct rpc *rpc, uint32_t grace_ms);
 // What the owner of a call is told. All run on the rpc thread, never two at once.
 struct rpc_handler {
     // A call of this method has begun. Returns the handler's own context for it (may be NULL).
-    // May already send or end the call (for example to refuse it).
+    // May already send or end the call (for example to refuse it). The call may be used until
+    // `closed` returns, longer only with rpc_call_hold.
     void *(*begin)(struct rpc_call *call, void *service_ctx);
     // A message of the peer, of the method's input (server) or output (client) type; freed after
     // this returns. The next message is asked for when this returns.
     void (*message)(struct rpc_call *call, void *ctx, const ProtobufCMessage *message);
     // The peer sends no more. NULL allowed. On a server, a unary or server-streaming call gets
-    // `message` once and then this.
+    // `message` once and then this. Neither runs after the owner ended or cancelled the call. On a
+    // client it can also come before a `closed` that tells of a failure.
     void (*half_close)(struct rpc_call *call, void *ctx);
-    // The call is over and nothing comes after: on a server because it was answered, cancelled by
-    // the peer, past its deadline or cut (code says which; RPC_OK when our answer was sent); on a
-    // client with the server's code and message. Always runs exactly once.
+    // The call is over and nothing comes after: on a server because it was answered (RPC_OK,
+    // whatever the answer), refused for a bad message (the code that the peer got), past its
+    // deadline (RPC_DEADLINE_EXCEEDED), or cancelled or cut (RPC_CANCELLED: gRPC does not tell
+    // which); on a client with the server's code and message. Always runs exactly once.
     void (*closed)(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message);
     // There is room to send again after rpc_call_send returned false. NULL allowed.
     void (*writable)(struct rpc_call *call, void *ctx);
@@ -83,13 +93,15 @@ struct rpc_method {
 };
 
 // Adds a service before rpc_serve. Methods of the descriptor that are not in the list answer
-// UNIMPLEMENTED. All pointers are borrowed until rpc_close.
+// UNIMPLEMENTED. All pointers are borrowed until rpc_close. STATUS_NOT_FOUND when the descriptor or
+// the descriptor set does not have a method, STATUS_EXHAUSTED beyond RPC_METHOD_COUNT_MAX.
 MUST_USE enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
                                      const struct rpc_method *methods, size_t method_count,
                                      void *service_ctx, struct error *error);
 
 // Listens on "host:port" (port 0: any free one) or "unix:/path" and serves; may be called once.
-// *port_out gets the port (0 for unix). STATUS_IO with a sentence that names the address.
+// *port_out gets the port (0 for unix). An empty host (":port") is every address of the machine.
+// STATUS_INVALID, STATUS_IO: with a sentence that names the address.
 MUST_USE enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
                                struct error *error);
 
@@ -104,7 +116,10 @@ void rpc_channel_close(struct rpc_channel *channel); // calls in progress go on
 
 // Begins a call; `handler->begin` is not used. `handler` is copied. deadline_ms 0: none.
 // The caller gets one reference in *call_out (rpc_call_release it). Callbacks may run before this
-// returns.
+// returns. Without a connection the call waits for the attempt in progress and fails with
+// RPC_UNAVAILABLE when that fails. A call to a method with a single request ends its sending with
+// the first rpc_call_send.
+// STATUS_NOT_FOUND: no such method. STATUS_EXHAUSTED: call_count_max. STATUS_UNAVAILABLE: closing.
 MUST_USE enum status rpc_call_begin(struct rpc_channel *channel,
                                     const ProtobufCServiceDescriptor *service, const char *method,
                                     const struct rpc_handler *handler, void *ctx,
@@ -124,14 +139,17 @@ void rpc_call_hold(struct rpc_call *call);
 void rpc_call_release(struct rpc_call *call);
 
 // Packs and queues a message; nothing is kept of it. False, and nothing queued, when send_count_max
-// messages wait already (`writable` follows), or when the call is over (`closed` ran or will).
+// messages wait already (`writable` follows when half of them are gone), or when the call is over
+// (`closed` ran or will). What a server answers to a call with a single response goes out at
+// rpc_call_end.
 MUST_USE bool rpc_call_send(struct rpc_call *call, const ProtobufCMessage *message);
 
 // Client: says that no more messages come, after those queued.
 void rpc_call_send_end(struct rpc_call *call);
 
 // Server: ends the call after the messages queued. `message` is copied; "" for RPC_OK. A second end
-// of the same call does nothing.
+// of the same call does nothing. RPC_OK without the single response becomes INTERNAL. The answer
+// waits until the single request has been read to its end.
 void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message);
 
 // Ends the call at once, whatever is queued; `closed` follows with RPC_CANCELLED.
@@ -140,5 +158,6 @@ void rpc_call_cancel(struct rpc_call *call);
 // Whether the call is over: the peer went away, the deadline passed or it was ended.
 bool rpc_call_is_over(struct rpc_call *call);
 
-// The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets.
+// The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets and on a
+// client.
 void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes);

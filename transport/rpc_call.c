@@ -74,10 +74,6 @@ static bool deadline_was_reached(const struct rpc_call *call) {
 }
 
 static enum rpc_code server_outcome(const struct rpc_call *call, struct error *message) {
-    if (call->refusal_code != RPC_OK) {
-        *message = call->refusal;
-        return call->refusal_code;
-    }
     if (!call->cancelled) return RPC_OK;
     if (deadline_was_reached(call)) {
         (void)error_set(message, STATUS_TIMEOUT, "the deadline passed");
@@ -95,9 +91,12 @@ static enum rpc_code client_outcome(const struct rpc_call *call, struct error *m
 
 // All tags are back: tells the owner and frees the gRPC call.
 static void finish(struct rpc_call *call) {
-    struct error message = {0};
-    enum rpc_code code =
-        call->is_server ? server_outcome(call, &message) : client_outcome(call, &message);
+    struct error message = call->refusal;
+    enum rpc_code code = call->refusal_code;
+    if (code == RPC_OK && call->is_server)
+        code = server_outcome(call, &message);
+    else if (code == RPC_OK)
+        code = client_outcome(call, &message);
     if (call->request != NULL) protobuf_c_message_free_unpacked(call->request, NULL);
     call->request = NULL;
     if (call->has_owner) call->handler.closed(call, call->ctx, code, message.text);
@@ -232,20 +231,18 @@ void rpc_call_start_receive(struct rpc_call *call) {
 // -- receiving; on the rpc thread
 // -------------------------------------------------------------------
 
-// Ends the call because the peer sent what it must not.
+// Ends the call because the peer sent what it must not. The peer's own status may be here already:
+// ours goes before it.
 static void refuse(struct rpc_call *call, const struct error *why, enum status status) {
     log_debug("rpc: message refused: %s", why->text);
     call->refusal = *why;
+    call->refusal_code = rpc_code_of(status);
     if (call->is_server) {
-        call->refusal_code = rpc_code_of(status);
         rpc_call_end(call, call->refusal_code, why->text);
         return;
     }
-    enum rpc_code code = status == STATUS_NO_MEMORY ? RPC_RESOURCE_EXHAUSTED : RPC_INTERNAL;
-    pthread_mutex_lock(&call->mutex);
-    call->ended = true;
-    (void)grpc_call_cancel_with_status(call->grpc, (grpc_status_code)code, why->text, NULL);
-    pthread_mutex_unlock(&call->mutex);
+    if (status == STATUS_INVALID) call->refusal_code = RPC_INTERNAL;
+    rpc_call_cancel(call);
 }
 
 static enum status unpack(struct rpc_call *call, grpc_byte_buffer *bytes,
@@ -277,9 +274,11 @@ static void deliver(struct rpc_call *call, ProtobufCMessage *message) {
     protobuf_c_message_free_unpacked(message, NULL);
 }
 
+// Whether the owner wants no more. A call that is closed already can still have a message to give:
+// the tags of its last batches come back in any order.
 static bool has_ended(struct rpc_call *call) {
     pthread_mutex_lock(&call->mutex);
-    bool ended = call->ended || call->closed_seen;
+    bool ended = call->ended;
     pthread_mutex_unlock(&call->mutex);
     return ended;
 }
@@ -330,17 +329,22 @@ static void note_read(struct rpc_call *call, bool is_end) {
     pthread_mutex_unlock(&call->mutex);
 }
 
+// Whether "no message" means that the call was cut, not that the peer is done. On a client gRPC
+// says so after each end too, and the status tells all: there the end is taken as one.
+static bool was_cut(const struct rpc_call *call, bool success) {
+    return !success || (call->is_server && grpc_call_failed_before_recv_message(call->grpc));
+}
+
 static void on_receive(void *owner, bool success) {
     struct rpc_call *call = owner;
     grpc_byte_buffer *bytes = call->received;
     call->received = NULL;
-    bool is_cut = !success || (bytes == NULL && grpc_call_failed_before_recv_message(call->grpc));
     note_read(call, bytes == NULL);
     if (bytes != NULL) {
-        if (!is_cut) take_message(call, bytes);
+        take_message(call, bytes);
         grpc_byte_buffer_destroy(bytes);
-        if (!is_cut) rpc_call_start_receive(call);
-    } else if (!is_cut) {
+        rpc_call_start_receive(call);
+    } else if (!was_cut(call, success)) {
         take_end(call);
     }
     settle(call);
@@ -472,7 +476,10 @@ void rpc_call_cancel(struct rpc_call *call) {
 }
 
 bool rpc_call_is_over(struct rpc_call *call) {
-    return has_ended(call);
+    pthread_mutex_lock(&call->mutex);
+    bool is_over = call->ended || call->closed_seen;
+    pthread_mutex_unlock(&call->mutex);
+    return is_over;
 }
 
 void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes) {

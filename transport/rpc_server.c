@@ -144,8 +144,21 @@ void rpc_slot_post(struct rpc_slot *slot) {
 // -- listening
 // ---------------------------------------------------------------------------------------
 
+// gRPC reads a whole message before it compares its size with the limit; only a quota bounds what
+// all connections may hold. Beyond it gRPC resets streams, which clients see as RESOURCE_EXHAUSTED.
+static grpc_arg memory_argument(const struct rpc_config *config, grpc_resource_quota *quota) {
+    grpc_resource_quota_resize(quota,
+                               RPC_SERVER_MEMORY_BYTES_BASE +
+                                   RPC_SERVER_MEMORY_MESSAGE_COUNT * config->receive_bytes_max);
+    return (grpc_arg){.type = GRPC_ARG_POINTER,
+                      .key = (char *)GRPC_ARG_RESOURCE_QUOTA,
+                      .value.pointer = {quota, grpc_resource_quota_arg_vtable()}};
+}
+
 static grpc_server *create_server(const struct rpc_config *config) {
+    grpc_resource_quota *quota = grpc_resource_quota_create("rpc");
     grpc_arg arguments[] = {
+        memory_argument(config, quota),
         // Otherwise a second server on the port gets a part of the connections.
         rpc_argument(GRPC_ARG_ALLOW_REUSEPORT, 0),
         rpc_argument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->receive_bytes_max),
@@ -163,7 +176,9 @@ static grpc_server *create_server(const struct rpc_config *config) {
     };
     grpc_channel_args args = {.num_args = sizeof(arguments) / sizeof(arguments[0]),
                               .args = arguments};
-    return grpc_server_create(&args, NULL);
+    grpc_server *server = grpc_server_create(&args, NULL);
+    grpc_resource_quota_unref(quota);
+    return server;
 }
 
 static int listen_on(grpc_server *server, const char *address) {
