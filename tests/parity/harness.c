@@ -1,6 +1,7 @@
 #include "harness.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -70,6 +71,60 @@ uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX
     return (uint32_t)count;
 }
 
+// Uniform around `centre`, scaled by the number of columns like the usual initialisation.
+static struct tensor random_tensor(struct random *random, uint32_t row_count, uint32_t column_count,
+                                   float centre) {
+    size_t count = (size_t)row_count * column_count;
+    uint16_t *data = memory_array(count, sizeof(*data));
+    CHECK(data != NULL);
+    double width = 3 / sqrt(column_count);
+    for (size_t i = 0; i < count; i++)
+        data[i] = f32_to_bf16(centre + (float)((random_unit(random) - 0.5) * width));
+    return (struct tensor){
+        .data = data, .dtype = DTYPE_BF16, .row_count = row_count, .column_count = column_count};
+}
+
+void checkpoint_make_wide(struct checkpoint *checkpoint_out) {
+    const struct model_config config = {.architecture = "LlamaForCausalLM",
+                                        .layer_count = 4,
+                                        .hidden_size = 328,
+                                        .head_count = 6,
+                                        .kv_head_count = 2,
+                                        .head_size = 64,
+                                        .ffn_size = 872,
+                                        .vocabulary_size = 1031,
+                                        .position_count_max = 512,
+                                        .rms_norm_epsilon = 1e-5,
+                                        .rope = {.kind = ROPE_DEFAULT, .theta = 10000},
+                                        .dtype = DTYPE_BF16};
+    *checkpoint_out = (struct checkpoint){.name = "wide", .config = config};
+    uint32_t hidden = config.hidden_size;
+    uint32_t q_width = config.head_count * config.head_size;
+    uint32_t kv_width = config.kv_head_count * config.head_size;
+    struct random random = {.seed = 1};
+    struct weights *weights = memory_array(1, sizeof(*weights));
+    CHECK(weights != NULL);
+    weights->layers = memory_array(config.layer_count, sizeof(*weights->layers));
+    CHECK(weights->layers != NULL);
+    for (uint32_t i = 0; i < config.layer_count; i++) {
+        weights->layers[i] = (struct layer_weights){
+            .attention_norm = random_tensor(&random, 1, hidden, 1),
+            .q = random_tensor(&random, q_width, hidden, 0),
+            .k = random_tensor(&random, kv_width, hidden, 0),
+            .v = random_tensor(&random, kv_width, hidden, 0),
+            .o = random_tensor(&random, hidden, q_width, 0),
+            .ffn_norm = random_tensor(&random, 1, hidden, 1),
+            .gate = random_tensor(&random, config.ffn_size, hidden, 0),
+            .up = random_tensor(&random, config.ffn_size, hidden, 0),
+            .down = random_tensor(&random, hidden, config.ffn_size, 0),
+        };
+    }
+    weights->embedding = random_tensor(&random, config.vocabulary_size, hidden, 0);
+    weights->final_norm = random_tensor(&random, 1, hidden, 1);
+    weights->head = random_tensor(&random, config.vocabulary_size, hidden, 0);
+    checkpoint_out->weights = weights;
+}
+
 // -- backends -------------------------------------------------------------------------------------
 
 struct backend *harness_backend(const char *variant, uint32_t thread_count) {
@@ -90,6 +145,35 @@ struct pipeline {
     void *wire; // the payload of a frame
 };
 
+// From the files, or a view of the weights in memory.
+static struct weights *stage_weights_open(const struct checkpoint *checkpoint,
+                                          const struct weights_range *range) {
+    struct weights *weights = NULL;
+    struct error error = {0};
+    if (checkpoint->weights == NULL) {
+        must(weights_open(checkpoint->directory, &checkpoint->config, range, NULL, NULL, &weights,
+                          &error),
+             &error, checkpoint->name);
+        return weights;
+    }
+    weights = memory_array(1, sizeof(*weights));
+    CHECK(weights != NULL);
+    *weights = *checkpoint->weights;
+    weights->layer_first = range->layer_first;
+    weights->layer_count = range->layer_count;
+    weights->layers += range->layer_first;
+    if (!range->is_first) weights->embedding = (struct tensor){0};
+    if (!range->is_last) weights->final_norm = weights->head = (struct tensor){0};
+    return weights;
+}
+
+static void stage_weights_close(const struct checkpoint *checkpoint, struct weights *weights) {
+    if (checkpoint->weights == NULL)
+        weights_close(weights);
+    else
+        free(weights);
+}
+
 struct pipeline *pipeline_open(struct backend *backend, const struct checkpoint *checkpoint,
                                const uint32_t *layer_counts, uint32_t stage_count,
                                const struct model_options *options) {
@@ -108,10 +192,8 @@ struct pipeline *pipeline_open(struct backend *backend, const struct checkpoint 
                                       .is_first = i == 0,
                                       .is_last = i == stage_count - 1};
         layer_first += layer_counts[i];
+        pipeline->weights[i] = stage_weights_open(checkpoint, &range);
         struct error error = {0};
-        must(weights_open(checkpoint->directory, config, &range, NULL, NULL, &pipeline->weights[i],
-                          &error),
-             &error, checkpoint->name);
         must(model_open(backend, config, pipeline->weights[i], options, &pipeline->models[i],
                         &error),
              &error, checkpoint->name);
@@ -123,7 +205,7 @@ struct pipeline *pipeline_open(struct backend *backend, const struct checkpoint 
 void pipeline_close(struct pipeline *pipeline) {
     for (uint32_t i = 0; i < pipeline->stage_count; i++) {
         model_close(pipeline->models[i]);
-        weights_close(pipeline->weights[i]);
+        stage_weights_close(pipeline->checkpoint, pipeline->weights[i]);
     }
     free(pipeline->wire);
     free(pipeline);

@@ -38,14 +38,18 @@ void random_shuffle(struct random *random, uint32_t *values, uint32_t count);
 // -- checkpoints ----------------------------------------------------------------------------------
 struct checkpoint {
     char name[128];
-    char directory[512];
+    char directory[512]; // empty when `weights` is not NULL
     struct model_config config;
+    struct weights *weights; // made in memory, of all layers; NULL: they are in files
 };
 
 // Opens the checkpoint in DIRECTORY; its last part is the name.
 void checkpoint_open(const char *directory, struct checkpoint *checkpoint_out);
 // All of testdata/checkpoints, by name. Returns how many.
 uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX]);
+// Random bf16 weights with the widths of a real model's layers, for kernels that work in tiles.
+// Lives as long as the process.
+void checkpoint_make_wide(struct checkpoint *checkpoint_out);
 
 // -- backends -------------------------------------------------------------------------------------
 struct backend *harness_backend(const char *variant, uint32_t thread_count);
