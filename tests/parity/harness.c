@@ -122,7 +122,25 @@ void checkpoint_make_wide(struct checkpoint *checkpoint_out) {
     weights->embedding = random_tensor(&random, config.vocabulary_size, hidden, 0);
     weights->final_norm = random_tensor(&random, 1, hidden, 1);
     weights->head = random_tensor(&random, config.vocabulary_size, hidden, 0);
+    weights->layer_count = config.layer_count;
     checkpoint_out->weights = weights;
+}
+
+void checkpoint_unmake(struct checkpoint *checkpoint) {
+    struct weights *weights = checkpoint->weights;
+    for (uint32_t i = 0; i < checkpoint->config.layer_count; i++) {
+        const struct layer_weights *layer = &weights->layers[i];
+        const struct tensor *tensors[] = {
+            &layer->attention_norm, &layer->q,    &layer->k,  &layer->v,   &layer->o,
+            &layer->ffn_norm,       &layer->gate, &layer->up, &layer->down};
+        for (size_t t = 0; t < sizeof(tensors) / sizeof(tensors[0]); t++)
+            free((void *)(uintptr_t)tensors[t]->data);
+    }
+    free((void *)(uintptr_t)weights->embedding.data);
+    free((void *)(uintptr_t)weights->final_norm.data);
+    free((void *)(uintptr_t)weights->head.data);
+    free(weights->layers);
+    free(weights);
 }
 
 // -- backends -------------------------------------------------------------------------------------

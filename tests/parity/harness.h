@@ -48,8 +48,8 @@ void checkpoint_open(const char *directory, struct checkpoint *checkpoint_out);
 // All of testdata/checkpoints, by name. Returns how many.
 uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX]);
 // Random bf16 weights with the widths of a real model's layers, for kernels that work in tiles.
-// Lives as long as the process.
 void checkpoint_make_wide(struct checkpoint *checkpoint_out);
+void checkpoint_unmake(struct checkpoint *checkpoint);
 
 // -- backends -------------------------------------------------------------------------------------
 struct backend *harness_backend(const char *variant, uint32_t thread_count);

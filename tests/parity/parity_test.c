@@ -55,9 +55,9 @@ static struct ids ids_read(const json_t *array) {
     return ids;
 }
 
-static float *floats_read(const struct checkpoint *checkpoint, const char *name, size_t count) {
+static float *floats_read(const char *directory, const char *name, size_t count) {
     char path[640];
-    snprintf(path, sizeof(path), "%s/%s", checkpoint->directory, name);
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
     char *data;
     size_t size_bytes;
     struct error error;
@@ -73,24 +73,30 @@ static double tolerance_read(const json_t *root, const char *name) {
     return value;
 }
 
-static struct expected expected_open(const struct checkpoint *checkpoint) {
+static json_t *json_read(const char *directory, const char *name) {
     char path[640];
-    snprintf(path, sizeof(path), "%s/expected.json", checkpoint->directory);
-    json_error_t json_error;
-    json_t *root = json_load_file(path, 0, &json_error);
-    if (root == NULL) fail_msg("%s: %s", path, json_error.text);
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    json_error_t error;
+    json_t *root = json_load_file(path, 0, &error);
+    if (root == NULL) fail_msg("%s: %s", path, error.text);
+    return root;
+}
+
+// The results in `directory` for a checkpoint that may be elsewhere.
+static struct expected expected_open(const struct checkpoint *checkpoint, const char *directory) {
+    json_t *root = json_read(directory, "expected.json");
+    const json_t *greedy = json_object_get(root, "greedy");
     struct expected e = {
         .prompt = ids_read(json_object_get(root, "prompt")),
         .rows = ids_read(json_object_get(root, "rows")),
-        .greedy = ids_read(json_object_get(root, "greedy")),
+        .greedy = greedy != NULL ? ids_read(greedy) : (struct ids){0},
         .kv_bf16_logits = tolerance_read(root, "kv_bf16_logits"),
         .kv_bf16_hidden = tolerance_read(root, "kv_bf16_hidden"),
     };
     json_decref(root);
     const struct model_config *config = &checkpoint->config;
-    e.logits =
-        floats_read(checkpoint, "logits.f32", (size_t)e.rows.count * config->vocabulary_size);
-    e.hidden = floats_read(checkpoint, "hidden.f32",
+    e.logits = floats_read(directory, "logits.f32", (size_t)e.rows.count * config->vocabulary_size);
+    e.hidden = floats_read(directory, "hidden.f32",
                            (size_t)(config->layer_count + 1) * e.rows.count * config->hidden_size);
     return e;
 }
@@ -238,26 +244,34 @@ static void compare_greedy(struct comparison *c, struct run *run) {
     }
 }
 
+// Returns the greatest difference, of a row's largest value.
+static double compare_checkpoint(struct backend *backend, const struct checkpoint *checkpoint,
+                                 const char *results, enum dtype activation_dtype,
+                                 enum dtype kv_dtype) {
+    struct expected e = expected_open(checkpoint, results);
+    struct comparison c = {.checkpoint = checkpoint,
+                           .expected = &e,
+                           .variant = backend_variant(backend),
+                           .activation_dtype = activation_dtype,
+                           .kv_dtype = kv_dtype};
+    struct run run = run_open(backend, checkpoint, activation_dtype, kv_dtype,
+                              e.prompt.count + e.greedy.count, e.prompt.count);
+    run_step(&run, e.prompt.values, e.prompt.count, compare_layer, &c);
+    compare_logits(&c, &run);
+    compare_greedy(&c, &run);
+    run_close(&run);
+    expected_close(&e);
+    return c.relative_max;
+}
+
 static void compare_checkpoints(enum dtype activation_dtype, enum dtype kv_dtype) {
     for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
         struct backend *backend = harness_backend(*variant, 2);
         double relative_max = 0;
-        for (uint32_t i = 0; i < checkpoint_count; i++) {
-            struct expected e = expected_open(&checkpoints[i]);
-            struct comparison c = {.checkpoint = &checkpoints[i],
-                                   .expected = &e,
-                                   .variant = *variant,
-                                   .activation_dtype = activation_dtype,
-                                   .kv_dtype = kv_dtype};
-            struct run run = run_open(backend, &checkpoints[i], activation_dtype, kv_dtype,
-                                      e.prompt.count + e.greedy.count, e.prompt.count);
-            run_step(&run, e.prompt.values, e.prompt.count, compare_layer, &c);
-            compare_logits(&c, &run);
-            compare_greedy(&c, &run);
-            relative_max = fmax(relative_max, c.relative_max);
-            run_close(&run);
-            expected_close(&e);
-        }
+        for (uint32_t i = 0; i < checkpoint_count; i++)
+            relative_max = fmax(relative_max, compare_checkpoint(backend, &checkpoints[i],
+                                                                 checkpoints[i].directory,
+                                                                 activation_dtype, kv_dtype));
         print_message("%s, activations %s, kv %s: greatest difference %.1e of a row's maximum\n",
                       *variant, dtype_name(activation_dtype), dtype_name(kv_dtype), relative_max);
         backend_close(backend);
@@ -284,6 +298,134 @@ static void model_rounds_bf16_activations_at_layer_boundaries(void **state) {
     compare_checkpoints(DTYPE_BF16, DTYPE_F32);
 }
 
+// -- opening --------------------------------------------------------------------------------------
+
+static void open_refused(struct backend *backend, const struct checkpoint *checkpoint,
+                         const struct model_options *options, enum status wanted,
+                         const char *sentence_part) {
+    struct model *model = NULL;
+    struct error error = {0};
+    enum status status =
+        model_open(backend, &checkpoint->config, checkpoint->weights, options, &model, &error);
+    assert_int_equal(status, wanted);
+    assert_null(model);
+    if (strstr(error.text, sentence_part) == NULL) fail_msg("the sentence is: %s", error.text);
+}
+
+static void model_says_what_it_cannot_open(void **state) {
+    (void)state;
+    struct checkpoint wide;
+    checkpoint_make_wide(&wide);
+    struct backend *backend = harness_backend("reference", 1);
+    const struct model_options good = {.activation_dtype = DTYPE_F32,
+                                       .kv_dtype = DTYPE_F32,
+                                       .kv_block_count = 1,
+                                       .row_count_max = 1,
+                                       .sample_count_max = 1,
+                                       .position_count_max = 32};
+    struct model_options options = good;
+    options.activation_dtype = DTYPE_F16;
+    open_refused(backend, &wide, &options, STATUS_UNSUPPORTED, "f16");
+    options = good;
+    options.kv_dtype = DTYPE_NONE;
+    open_refused(backend, &wide, &options, STATUS_UNSUPPORTED, "none");
+    // 4 layers of keys and values of (2^32 - 1) blocks: more than a 47-bit address space.
+    options = good;
+    options.kv_block_count = UINT32_MAX;
+    open_refused(backend, &wide, &options, STATUS_NO_MEMORY, "562949953290240 bytes");
+    backend_close(backend);
+    checkpoint_unmake(&wide);
+}
+
+// -- the demo model -------------------------------------------------------------------------------
+
+static const char DEMO_CHECKPOINT[] = STAGECOACH_SOURCE_DIR "/deploy/demo-model/checkpoint";
+static const char TESTDATA[] = STAGECOACH_SOURCE_DIR "/tests/parity/testdata";
+static const char DEMO_RESULTS[] = STAGECOACH_SOURCE_DIR "/tests/parity/testdata/demo";
+
+static void demo_model_computes_what_transformers_does(void **state) {
+    (void)state;
+    struct checkpoint demo;
+    checkpoint_open(DEMO_CHECKPOINT, &demo);
+    for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
+        struct backend *backend = harness_backend(*variant, 2);
+        for (enum dtype kv = DTYPE_F32; kv <= DTYPE_F16; kv++)
+            print_message("%s, kv %s: greatest difference %.1e of a row's maximum\n", *variant,
+                          dtype_name(kv),
+                          compare_checkpoint(backend, &demo, DEMO_RESULTS, DTYPE_F32, kv));
+        backend_close(backend);
+    }
+}
+
+// Whether the model, left to itself, continues the prompt with these tokens.
+static bool continues_with(struct run *run, const struct ids *prompt, const struct ids *wanted) {
+    run->position = 0;
+    run_step(run, prompt->values, prompt->count, NULL, NULL);
+    uint32_t row = prompt->count - 1;
+    for (uint32_t i = 0; i < wanted->count; i++) {
+        const float *logits = pipeline_logits(run->pipeline, &row, 1);
+        uint32_t token = best_token(logits, run->checkpoint->config.vocabulary_size);
+        if (token != wanted->values[i]) return false;
+        if (i + 1 < wanted->count) run_step(run, &token, 1, NULL, NULL);
+        row = 0;
+    }
+    return true;
+}
+
+// Each continuation must be the expected one if the best token always leads by more than
+// margin_min; returns how many of all are.
+static uint32_t compare_demo_greedy(struct run *run, const json_t *cases, double margin_min) {
+    uint32_t equal_count = 0;
+    for (size_t i = 0; i < json_array_size(cases); i++) {
+        const json_t *item = json_array_get(cases, i);
+        struct ids prompt = ids_read(json_object_get(item, "prompt_ids"));
+        struct ids wanted = ids_read(json_object_get(item, "ids"));
+        bool equal = continues_with(run, &prompt, &wanted);
+        if (!equal && json_number_value(json_object_get(item, "margin")) > margin_min)
+            fail_msg("another continuation of: %s",
+                     json_string_value(json_object_get(item, "prompt")));
+        equal_count += equal;
+        free(prompt.values);
+        free(wanted.values);
+    }
+    return equal_count;
+}
+
+static void compare_demo(enum dtype kv_dtype, double margin_min) {
+    struct checkpoint demo;
+    checkpoint_open(DEMO_CHECKPOINT, &demo);
+    json_t *root = json_read(TESTDATA, "demo_greedy.json");
+    const json_t *cases = json_object_get(root, "cases");
+    assert_true(json_array_size(cases) > 0);
+    for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
+        struct backend *backend = harness_backend(*variant, 2);
+        uint32_t position_count = demo.config.position_count_max;
+        struct run run =
+            run_open(backend, &demo, DTYPE_F32, kv_dtype, position_count, position_count);
+        uint32_t equal_count = compare_demo_greedy(&run, cases, margin_min);
+        print_message("%s, kv %s: %u of %zu continuations equal\n", *variant, dtype_name(kv_dtype),
+                      equal_count, json_array_size(cases));
+        run_close(&run);
+        backend_close(backend);
+    }
+    json_decref(root);
+}
+
+static void demo_model_continues_every_prompt_as_transformers_does(void **state) {
+    (void)state;
+    compare_demo(DTYPE_F32, 0);
+}
+
+// Rounding of keys and values moves two logits towards each other by the tolerance each, at most:
+// a choice closer than that may turn.
+static void demo_model_with_kv_bf16_continues_clear_prompts_the_same(void **state) {
+    (void)state;
+    json_t *root = json_read(DEMO_RESULTS, "expected.json");
+    double tolerance = tolerance_read(root, "kv_bf16_logits");
+    json_decref(root);
+    compare_demo(DTYPE_BF16, 2 * tolerance);
+}
+
 static int setup(void **state) {
     (void)state;
     checkpoint_count = checkpoints_open(checkpoints);
@@ -296,6 +438,10 @@ int main(void) {
         cmocka_unit_test(model_computes_about_the_same_with_kv_bf16),
         cmocka_unit_test(model_computes_about_the_same_with_kv_f16),
         cmocka_unit_test(model_rounds_bf16_activations_at_layer_boundaries),
+        cmocka_unit_test(model_says_what_it_cannot_open),
+        cmocka_unit_test(demo_model_computes_what_transformers_does),
+        cmocka_unit_test(demo_model_continues_every_prompt_as_transformers_does),
+        cmocka_unit_test(demo_model_with_kv_bf16_continues_clear_prompts_the_same),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
