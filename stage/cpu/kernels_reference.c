@@ -1,0 +1,163 @@
+// kernels_reference: the formulas as they are written, with sums in double. Slow; the other
+// variants are tested against it.
+#include <math.h>
+#include <string.h>
+
+#include "stage/cpu/kernels.h"
+
+static bool reference_is_supported(void) {
+    return true;
+}
+
+// out[r][o] = sum over i of x[r][i] * weight[o][i] + bias[o]
+static void reference_linear(const struct linear_job *job, uint32_t output_first,
+                             uint32_t output_end, void *scratch) {
+    (void)scratch;
+    const struct tensor *weight = job->weight;
+    size_t width = weight->column_count;
+    for (uint32_t r = 0; r < job->row_count; r++) {
+        for (uint32_t o = output_first; o < output_end; o++) {
+            double sum = 0;
+            for (size_t i = 0; i < width; i++) {
+                sum += (double)job->x[r * width + i] *
+                       (double)element_f32(weight->data, weight->dtype, o * width + i);
+            }
+            if (job->bias->data != NULL) {
+                sum += (double)element_f32(job->bias->data, job->bias->dtype, o);
+            }
+            job->out[(size_t)r * job->out_stride + o] = (float)sum;
+        }
+    }
+}
+
+// Scores of one query: score[t] = q . key[t] / sqrt(head_size), t in 0..position_count-1 of a
+// block.
+static void reference_scores(const struct attention_job *job, const float *query, size_t cell,
+                             uint32_t position_count, double *scores) {
+    uint32_t head_size = job->shape->head_size;
+    for (uint32_t t = 0; t < position_count; t++) {
+        double sum = 0;
+        for (uint32_t d = 0; d < head_size; d++) {
+            size_t index = cell + (size_t)d * KV_BLOCK_POSITION_COUNT + t;
+            sum += (double)query[d] * (double)element_f32(job->kv->keys, job->kv->dtype, index);
+        }
+        scores[t] = sum / sqrt((double)head_size);
+    }
+}
+
+// One query over its positions, block by block, with the maximum m and the sum l of exponentials so
+// far: a new maximum m' rescales what is there by exp(m - m').
+static void reference_query(const struct attention_job *job, uint32_t position, const float *query,
+                            double *state, float *out) {
+    uint32_t head_size = job->shape->head_size;
+    double largest = -INFINITY, sum = 0;
+    memset(state, 0, head_size * sizeof(*state));
+    for (uint32_t first = 0; first <= position; first += KV_BLOCK_POSITION_COUNT) {
+        uint32_t count = position - first + 1;
+        if (count > KV_BLOCK_POSITION_COUNT) count = KV_BLOCK_POSITION_COUNT;
+        uint32_t block = job->sequence->blocks[first / KV_BLOCK_POSITION_COUNT];
+        size_t cell = kv_block_offset(job->shape, block, job->kv_head);
+        double scores[KV_BLOCK_POSITION_COUNT];
+        reference_scores(job, query, cell, count, scores);
+        double before = largest;
+        for (uint32_t t = 0; t < count; t++) {
+            if (scores[t] > largest) largest = scores[t];
+        }
+        double shrink = exp(before - largest);
+        sum *= shrink;
+        for (uint32_t d = 0; d < head_size; d++) {
+            state[d] *= shrink;
+        }
+        for (uint32_t t = 0; t < count; t++) {
+            double weight = exp(scores[t] - largest);
+            sum += weight;
+            for (uint32_t d = 0; d < head_size; d++) {
+                size_t index = cell + (size_t)t * head_size + d;
+                state[d] += weight * (double)element_f32(job->kv->values, job->kv->dtype, index);
+            }
+        }
+    }
+    for (uint32_t d = 0; d < head_size; d++) {
+        out[d] = (float)(state[d] / sum);
+    }
+}
+
+static void reference_attention(const struct attention_job *job, void *scratch) {
+    const struct attention_shape *shape = job->shape;
+    uint32_t group = shape->head_count / shape->kv_head_count;
+    for (uint32_t i = job->query_first; i < job->query_first + job->query_count; i++) {
+        size_t row = job->sequence->row_first + i / group;
+        size_t head = (size_t)job->kv_head * group + i % group;
+        size_t offset = (row * shape->head_count + head) * shape->head_size;
+        uint32_t position = job->sequence->position_first + i / group;
+        reference_query(job, position, job->q + offset, scratch, job->out + offset);
+    }
+}
+
+// out[r][c] = x[r][c] / sqrt(mean(x[r]^2) + epsilon) * weight[c]
+static void reference_rms_norm(const struct tensor *weight, float epsilon, const float *x,
+                               uint32_t row_count, float *out) {
+    size_t width = weight->column_count;
+    for (size_t r = 0; r < row_count; r++) {
+        double sum = 0;
+        for (size_t c = 0; c < width; c++) {
+            sum += (double)x[r * width + c] * (double)x[r * width + c];
+        }
+        double scale = 1 / sqrt(sum / (double)width + (double)epsilon);
+        for (size_t c = 0; c < width; c++) {
+            double factor = scale * (double)element_f32(weight->data, weight->dtype, c);
+            out[r * width + c] = (float)((double)x[r * width + c] * factor);
+        }
+    }
+}
+
+static float round_to(float value, enum dtype dtype) {
+    if (dtype == DTYPE_BF16) return bf16_to_f32(f32_to_bf16(value));
+    if (dtype == DTYPE_F16) return f16_to_f32(f32_to_f16(value));
+    return value;
+}
+
+static void reference_add(float *x, const float *delta, size_t count, enum dtype round_dtype) {
+    for (size_t i = 0; i < count; i++) {
+        x[i] = round_to(x[i] + delta[i], round_dtype);
+    }
+}
+
+// out = gate / (1 + exp(-gate)) * up
+static void reference_swiglu(const float *gate, const float *up, size_t count, float *out) {
+    for (size_t i = 0; i < count; i++) {
+        double a = (double)gate[i];
+        out[i] = (float)(a / (1 + exp(-a)) * (double)up[i]);
+    }
+}
+
+static void reference_widen(const void *x, enum dtype dtype, size_t count, float *out) {
+    for (size_t i = 0; i < count; i++) {
+        out[i] = element_f32(x, dtype, i);
+    }
+}
+
+static void reference_narrow(const float *x, size_t count, enum dtype dtype, void *out) {
+    for (size_t i = 0; i < count; i++) {
+        if (dtype == DTYPE_BF16) {
+            ((uint16_t *)out)[i] = f32_to_bf16(x[i]);
+        } else if (dtype == DTYPE_F16) {
+            ((uint16_t *)out)[i] = f32_to_f16(x[i]);
+        } else {
+            ((float *)out)[i] = x[i];
+        }
+    }
+}
+
+const struct kernels kernels_reference = {
+    .name = "reference",
+    .is_supported = reference_is_supported,
+    .linear = reference_linear,
+    .attention = reference_attention,
+    .rms_norm = reference_rms_norm,
+    .add = reference_add,
+    .swiglu = reference_swiglu,
+    .widen = reference_widen,
+    .narrow = reference_narrow,
+    .scratch_bytes = MODEL_HEAD_SIZE_MAX * sizeof(double),
+};

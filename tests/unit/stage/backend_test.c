@@ -1,0 +1,385 @@
+// Matrix products, norms, activations and conversions of every variant that this processor has,
+// against formulas in double; and that a row's bits depend on nothing but the row.
+#include <float.h>
+
+#include "tests/unit/stage/backend_fixture.h"
+
+// -- matrix products ------------------------------------------------------------------------------
+
+// A sum of n products in f32 is within (n + 2) 2^-24 of the products' absolute sum; lanes make it
+// shorter, never longer.
+static void linear_compare(const struct tensor *weight, const struct tensor *bias, const float *x,
+                           uint32_t row_count, const float *out, uint32_t out_stride) {
+    uint32_t width = weight->column_count;
+    for (uint32_t r = 0; r < row_count; r++) {
+        for (uint32_t o = 0; o < weight->row_count; o++) {
+            double sum = 0, magnitude = 0;
+            for (uint32_t i = 0; i < width; i++) {
+                double product = (double)x[(size_t)r * width + i] *
+                                 value_at(weight->data, weight->dtype, (size_t)o * width + i);
+                sum += product;
+                magnitude += fabs(product);
+            }
+            if (bias->data != NULL) {
+                double value = value_at(bias->data, bias->dtype, o);
+                sum += value;
+                magnitude += fabs(value);
+            }
+            double bound = (width / 4.0 + 8) * 0x1p-24 * magnitude;
+            assert_true(fabs(out[(size_t)r * out_stride + o] - sum) <= bound);
+        }
+    }
+}
+
+static void linear_check(struct backend *backend, enum dtype dtype, uint32_t row_count,
+                         uint32_t inputs, uint32_t outputs) {
+    struct tensor weight = tensor_random(dtype, outputs, inputs);
+    struct tensor bias = {0};
+    if (random_count(0, 1) == 1) {
+        bias = tensor_random(fixture_dtypes[random_count(0, 2)], 1, outputs);
+    }
+    uint32_t stride = outputs + random_count(0, 3);
+    float *x = guarded_random((size_t)row_count * inputs);
+    size_t out_bytes = ((size_t)(row_count - 1) * stride + outputs) * sizeof(float);
+    float *out = guarded_alloc(out_bytes);
+    for (size_t i = 0; i < out_bytes / sizeof(float); i++) {
+        out[i] = 12345.0f;
+    }
+    backend_linear(backend, &weight, &bias, x, row_count, out, stride);
+    linear_compare(&weight, &bias, x, row_count, out, stride);
+    for (uint32_t r = 0; r + 1 < row_count; r++) {
+        for (uint32_t o = outputs; o < stride; o++) {
+            assert_true(out[(size_t)r * stride + o] == 12345.0f);
+        }
+    }
+    guarded_free(out, out_bytes);
+    guarded_free(x, (size_t)row_count * inputs * sizeof(float));
+    if (bias.data != NULL) tensor_free(&bias);
+    tensor_free(&weight);
+}
+
+static void linear_is_the_product_of_every_shape_and_dtype(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 3);
+        for (uint32_t row_count = 1; row_count <= 17; row_count++) {
+            for (size_t d = 0; d < 3; d++) {
+                uint32_t inputs = random_count(1, 150), outputs = random_count(1, 70);
+                linear_check(backend, fixture_dtypes[d], row_count, inputs, outputs);
+            }
+        }
+        for (size_t d = 0; d < 3; d++) {
+            linear_check(backend, fixture_dtypes[d], 1, 1, 1);
+            linear_check(backend, fixture_dtypes[d], 40, 64, 48);
+            linear_check(backend, fixture_dtypes[d], 100, 37, 21);
+            // Beyond one pass over the inputs.
+            linear_check(backend, fixture_dtypes[d], 26, 6144 + 13, 5);
+        }
+        backend_close(backend);
+    }
+}
+
+// Any cut of the rows into calls, and any number of threads, gives the bytes of one row at a time.
+static void linear_cut(const char *variant, const struct tensor *weight, const struct tensor *bias,
+                       const float *x, uint32_t row_count, const float *expected) {
+    uint32_t inputs = weight->column_count, outputs = weight->row_count;
+    struct backend *backend = backend_make(variant, random_count(1, 5));
+    float *out = calloc((size_t)row_count * outputs, sizeof(float));
+    assert_non_null(out);
+    for (uint32_t row = 0; row < row_count;) {
+        uint32_t count = random_count(1, row_count - row);
+        backend_linear(backend, weight, bias, x + (size_t)row * inputs, count,
+                       out + (size_t)row * outputs, outputs);
+        row += count;
+    }
+    assert_memory_equal(out, expected, (size_t)row_count * outputs * sizeof(float));
+    free(out);
+    backend_close(backend);
+}
+
+static void linear_row_never_depends_on_other_rows_or_threads(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *one = backend_make(*variant, 1);
+        for (int round = 0; round < 8; round++) {
+            enum dtype dtype = fixture_dtypes[round % 3];
+            bool is_wide = round == 7;
+            uint32_t inputs = is_wide ? random_count(6150, 13000) : random_count(1, 700);
+            uint32_t outputs = is_wide ? random_count(1, 20) : random_count(1, 90);
+            uint32_t row_count = random_count(1, is_wide ? 60 : 230);
+            struct tensor weight = tensor_random(dtype, outputs, inputs);
+            struct tensor bias = tensor_random(DTYPE_F32, 1, outputs);
+            float *x = guarded_random((size_t)row_count * inputs);
+            float *expected = calloc((size_t)row_count * outputs, sizeof(float));
+            assert_non_null(expected);
+            for (uint32_t r = 0; r < row_count; r++) {
+                backend_linear(one, &weight, &bias, x + (size_t)r * inputs, 1,
+                               expected + (size_t)r * outputs, outputs);
+            }
+            for (int cut = 0; cut < 3; cut++) {
+                linear_cut(*variant, &weight, &bias, x, row_count, expected);
+            }
+            free(expected);
+            guarded_free(x, (size_t)row_count * inputs * sizeof(float));
+            tensor_free(&bias);
+            tensor_free(&weight);
+        }
+        backend_close(one);
+    }
+}
+
+// -- rows and elements ----------------------------------------------------------------------------
+
+static void embed_copies_rows_of_the_table(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        for (size_t d = 0; d < 3; d++) {
+            uint32_t hidden = random_count(1, 900);
+            struct tensor table = tensor_random(fixture_dtypes[d], 23, hidden);
+            uint32_t tokens[60];
+            for (uint32_t r = 0; r < 60; r++) {
+                tokens[r] = random_count(0, 22);
+            }
+            tokens[7] = 22;
+            float *out = guarded_alloc(60 * hidden * sizeof(float));
+            backend_embed(backend, &table, tokens, 60, out);
+            for (size_t i = 0; i < (size_t)60 * hidden; i++) {
+                size_t index = (size_t)tokens[i / hidden] * hidden + i % hidden;
+                assert_true(out[i] == value_at(table.data, table.dtype, index));
+            }
+            guarded_free(out, 60 * hidden * sizeof(float));
+            tensor_free(&table);
+        }
+        backend_close(backend);
+    }
+}
+
+static void rms_norm_check(struct backend *backend, struct backend *one, uint32_t row_count,
+                           uint32_t width, enum dtype dtype) {
+    struct tensor weight = tensor_random(dtype, 1, width);
+    size_t size_bytes = (size_t)row_count * width * sizeof(float);
+    float *x = guarded_random((size_t)row_count * width);
+    float *out = guarded_alloc(size_bytes);
+    backend_rms_norm(backend, &weight, 1e-5f, x, row_count, out);
+    for (uint32_t r = 0; r < row_count; r++) {
+        const float *row = x + (size_t)r * width;
+        double square = 0;
+        for (uint32_t c = 0; c < width; c++) {
+            square += (double)row[c] * row[c];
+        }
+        double scale = 1 / sqrt(square / width + (double)1e-5f);
+        for (uint32_t c = 0; c < width; c++) {
+            double expected = row[c] * scale * value_at(weight.data, dtype, c);
+            double bound = fabs(expected) * (width / 4.0 + 8) * 0x1p-24;
+            assert_true(fabs(out[(size_t)r * width + c] - expected) <= bound);
+        }
+    }
+    // In place, one row at a time and on one thread: the same bits.
+    for (uint32_t r = 0; r < row_count; r++) {
+        float *row = x + (size_t)r * width;
+        backend_rms_norm(one, &weight, 1e-5f, row, 1, row);
+    }
+    assert_memory_equal(x, out, size_bytes);
+    guarded_free(out, size_bytes);
+    guarded_free(x, size_bytes);
+    tensor_free(&weight);
+}
+
+static void rms_norm_scales_each_row_alone(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 3);
+        struct backend *one = backend_make(*variant, 1);
+        for (int round = 0; round < 9; round++) {
+            rms_norm_check(backend, one, random_count(1, 40), random_count(1, 1300),
+                           fixture_dtypes[round % 3]);
+        }
+        backend_close(one);
+        backend_close(backend);
+    }
+}
+
+static void add_rounds_the_sum_to_the_activation_dtype(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        for (size_t d = 0; d < 3; d++) {
+            uint32_t row_count = random_count(1, 70), width = random_count(1, 1000);
+            size_t count = (size_t)row_count * width;
+            float *x = guarded_random(count), *delta = guarded_random(count);
+            float *expected = malloc(count * sizeof(float));
+            assert_non_null(expected);
+            for (size_t i = 0; i < count; i++) {
+                expected[i] = value_rounded(x[i] + delta[i], fixture_dtypes[d]);
+            }
+            backend_add(backend, x, delta, row_count, width, fixture_dtypes[d]);
+            assert_memory_equal(x, expected, count * sizeof(float));
+            free(expected);
+            guarded_free(delta, count * sizeof(float));
+            guarded_free(x, count * sizeof(float));
+        }
+        backend_close(backend);
+    }
+}
+
+// silu's relative error: 2 units in the last place from the exponential, half a unit each from the
+// sum and the quotient. Beyond exp's range silu is 0 to within 1e-36.
+static void swiglu_is_accurate_over_the_whole_range(void **state) {
+    (void)state;
+    enum { COUNT = 200003 };
+    float *gate = malloc(COUNT * sizeof(float)), *out = malloc(COUNT * sizeof(float));
+    float *up = malloc(COUNT * sizeof(float));
+    assert_true(gate != NULL && out != NULL && up != NULL);
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        for (int i = 0; i < COUNT; i++) {
+            gate[i] = -110.0f + 220.0f * ((float)i + random_float()) / COUNT;
+            up[i] = 1.0f;
+        }
+        gate[0] = -INFINITY, gate[1] = INFINITY, gate[2] = NAN, gate[3] = 0, gate[4] = 1e-40f;
+        gate[5] = -FLT_MAX, gate[6] = FLT_MAX, up[7] = -3.0f;
+        backend_swiglu(backend, gate, up, 1, COUNT, out);
+        assert_true(isnan(out[0]) || out[0] == 0); // -inf / inf, by the formula
+        assert_true(out[1] == INFINITY);
+        assert_true(isnan(out[2]));
+        for (int i = 3; i < COUNT; i++) {
+            double a = gate[i];
+            double expected = a / (1 + exp(-a)) * up[i];
+            double bound = 3.0 * 0x1p-23 * fabs(expected) + 1e-36;
+            assert_true(fabs(out[i] - expected) <= bound);
+        }
+        // An element's place does not change its bits.
+        float alone[3];
+        for (int i = 3; i < 3000; i += 3) {
+            backend_swiglu(backend, gate + i, up + i, 1, 3, alone);
+            assert_memory_equal(alone, out + i, sizeof(alone));
+        }
+        backend_close(backend);
+    }
+    free(up);
+    free(out);
+    free(gate);
+}
+
+// -- conversions ----------------------------------------------------------------------------------
+
+static bool same_float(float a, float b) {
+    return (isnan(a) && isnan(b)) || memcmp(&a, &b, sizeof(a)) == 0;
+}
+
+static void from_wire_widens_every_value(void **state) {
+    (void)state;
+    enum { COUNT = 65536 };
+    uint16_t *wire = guarded_alloc(COUNT * sizeof(uint16_t));
+    float *out = guarded_alloc(COUNT * sizeof(float));
+    for (uint32_t i = 0; i < COUNT; i++) {
+        wire[i] = (uint16_t)i;
+    }
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        for (size_t d = 1; d < 3; d++) {
+            backend_from_wire(backend, wire, COUNT, fixture_dtypes[d], out);
+            for (uint32_t i = 0; i < COUNT; i++) {
+                assert_true(same_float(out[i], value_at(wire, fixture_dtypes[d], i)));
+            }
+        }
+        backend_close(backend);
+    }
+    guarded_free(out, COUNT * sizeof(float));
+    guarded_free(wire, COUNT * sizeof(uint16_t));
+}
+
+// Random bits, and numbers next to and between those of 16 bits, where rounding is decided.
+static void wire_values(float *x, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)random_bits();
+        memcpy(&x[i], &bits, sizeof(bits));
+        if (i % 3 == 1) x[i] = f16_to_f32((uint16_t)bits);
+        if (i % 3 == 2) {
+            uint32_t edge = (bits & 0xffff0000u) + 0x8000u + i % 5 - 2;
+            if (i % 2 == 1) edge = (0x38000000u + (bits & 0x0fffe000u)) + 0x1000u + i % 5 - 2;
+            memcpy(&x[i], &edge, sizeof(edge));
+        }
+    }
+}
+
+static void to_wire_rounds_to_nearest_even(void **state) {
+    (void)state;
+    enum { COUNT = 100003 };
+    float *x = guarded_alloc(COUNT * sizeof(float));
+    uint16_t *wire = guarded_alloc(COUNT * sizeof(uint16_t));
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        wire_values(x, COUNT);
+        backend_to_wire(backend, x, COUNT, DTYPE_BF16, wire);
+        for (uint32_t i = 0; i < COUNT; i++) {
+            assert_int_equal(wire[i], f32_to_bf16(x[i]));
+        }
+        backend_to_wire(backend, x, COUNT, DTYPE_F16, wire);
+        for (uint32_t i = 0; i < COUNT; i++) {
+            assert_int_equal(wire[i], f32_to_f16(x[i]));
+        }
+        float copy[37];
+        backend_to_wire(backend, x, 37, DTYPE_F32, copy);
+        assert_memory_equal(copy, x, sizeof(copy));
+        backend_close(backend);
+    }
+    guarded_free(wire, COUNT * sizeof(uint16_t));
+    guarded_free(x, COUNT * sizeof(float));
+}
+
+// -- the backend itself ---------------------------------------------------------------------------
+
+static void open_refuses_unknown_variants_and_names_the_known(void **state) {
+    (void)state;
+    struct backend_config config = {.variant = "abacus", .thread_count = 1};
+    struct backend *backend = NULL;
+    struct error error;
+    assert_int_equal(backend_cpu_open(&config, &backend, &error), STATUS_UNSUPPORTED);
+    assert_null(backend);
+    assert_non_null(strstr(error.text, "abacus"));
+    assert_non_null(strstr(error.text, "portable"));
+    assert_non_null(strstr(error.text, "reference"));
+}
+
+static void auto_is_the_best_variant_and_all_cores(void **state) {
+    (void)state;
+    struct backend *backend = backend_make("auto", 0);
+    assert_string_equal(backend_variant(backend), backend_cpu_variants()[0]);
+    assert_true(backend_thread_count(backend) >= 1);
+    backend_close(backend);
+    backend_close(NULL);
+}
+
+static void alloc_is_zeroed_and_aligned(void **state) {
+    (void)state;
+    struct backend *backend = backend_make("portable", 1);
+    char *memory = backend_alloc(backend, 100001);
+    assert_non_null(memory);
+    assert_int_equal((uintptr_t)memory % 64, 0);
+    for (size_t i = 0; i < 100001; i++) {
+        assert_int_equal(memory[i], 0);
+    }
+    backend_free(backend, memory, 100001);
+    backend_free(backend, NULL, 0);
+    assert_null(backend_alloc(backend, SIZE_MAX / 2));
+    backend_close(backend);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(linear_is_the_product_of_every_shape_and_dtype),
+        cmocka_unit_test(linear_row_never_depends_on_other_rows_or_threads),
+        cmocka_unit_test(embed_copies_rows_of_the_table),
+        cmocka_unit_test(rms_norm_scales_each_row_alone),
+        cmocka_unit_test(add_rounds_the_sum_to_the_activation_dtype),
+        cmocka_unit_test(swiglu_is_accurate_over_the_whole_range),
+        cmocka_unit_test(from_wire_widens_every_value),
+        cmocka_unit_test(to_wire_rounds_to_nearest_even),
+        cmocka_unit_test(open_refuses_unknown_variants_and_names_the_known),
+        cmocka_unit_test(auto_is_the_best_variant_and_all_cores),
+        cmocka_unit_test(alloc_is_zeroed_and_aligned),
+    };
+    return cmocka_run_group_tests(tests, fixture_seed, NULL);
+}

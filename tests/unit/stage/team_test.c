@@ -1,0 +1,132 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/limits.h"
+#include "stage/cpu/team.h"
+
+static struct team *team_make(uint32_t thread_count) {
+    struct team *team;
+    struct error error;
+    assert_int_equal(team_open(thread_count, &team, &error), STATUS_OK);
+    assert_int_equal(team_thread_count(team), thread_count);
+    return team;
+}
+
+// Plain memory: without the team's ordering, a race that ThreadSanitizer sees.
+struct tally {
+    uint64_t counts[16];
+    uint64_t input;
+};
+
+static void tally_part(void *ctx, uint32_t thread_index, uint32_t thread_count) {
+    struct tally *tally = ctx;
+    if (thread_count > 16) return;
+    tally->counts[thread_index] += tally->input;
+}
+
+static void run_gives_each_thread_its_share_once(void **state) {
+    (void)state;
+    static const uint32_t thread_counts[] = {1, 2, 3, 7};
+    for (size_t i = 0; i < 4; i++) {
+        struct team *team = team_make(thread_counts[i]);
+        struct tally tally = {0};
+        uint64_t expected = 0;
+        for (uint64_t run = 1; run <= 2000; run++) {
+            tally.input = run;
+            expected += run;
+            team_run(team, tally_part, &tally);
+            for (uint32_t t = 0; t < thread_counts[i]; t++) {
+                assert_int_equal(tally.counts[t], expected);
+            }
+        }
+        team_close(team);
+    }
+}
+
+static void run_wakes_threads_that_sleep(void **state) {
+    (void)state;
+    struct team *team = team_make(3);
+    struct tally tally = {.input = 1};
+    for (uint64_t run = 1; run <= 20; run++) {
+        usleep(2000);
+        team_run(team, tally_part, &tally);
+        assert_int_equal(tally.counts[2], run);
+    }
+    team_close(team);
+}
+
+static void slow_part(void *ctx, uint32_t thread_index, uint32_t thread_count) {
+    if (thread_index == thread_count - 1) usleep(3000);
+    tally_part(ctx, thread_index, thread_count);
+}
+
+static void run_waits_for_the_slowest(void **state) {
+    (void)state;
+    struct team *team = team_make(4);
+    struct tally tally = {.input = 1};
+    for (uint64_t run = 1; run <= 10; run++) {
+        team_run(team, slow_part, &tally);
+        assert_int_equal(tally.counts[3], run);
+    }
+    team_close(team);
+}
+
+static void idle_team_costs_nothing(void **state) {
+    (void)state;
+    struct team *team = team_make(4);
+    struct tally tally = {.input = 1};
+    team_run(team, tally_part, &tally);
+    usleep(20000);
+    clock_t before = clock();
+    usleep(200000);
+    double busy_ms = (double)(clock() - before) * 1000 / CLOCKS_PER_SEC;
+    assert_true(busy_ms < 50);
+    team_close(team);
+}
+
+static void open_refuses_counts_beyond_the_limit(void **state) {
+    (void)state;
+    struct team *team = NULL;
+    struct error error;
+    assert_int_equal(team_open(0, &team, &error), STATUS_INVALID);
+    assert_int_equal(team_open(TEAM_THREAD_COUNT_MAX + 1, &team, &error), STATUS_INVALID);
+    assert_non_null(strstr(error.text, "257"));
+    assert_null(team);
+    team_close(NULL);
+}
+
+static void parts_cover_all_units_once(void **state) {
+    (void)state;
+    for (uint64_t count = 0; count < 40; count++) {
+        for (uint32_t threads = 1; threads < 9; threads++) {
+            uint64_t next = 0;
+            for (uint32_t t = 0; t < threads; t++) {
+                uint64_t first, end;
+                team_part(count, t, threads, &first, &end);
+                assert_int_equal(first, next);
+                assert_in_range(end - first, count / threads, count / threads + 1);
+                next = end;
+            }
+            assert_int_equal(next, count);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(run_gives_each_thread_its_share_once),
+        cmocka_unit_test(run_wakes_threads_that_sleep),
+        cmocka_unit_test(run_waits_for_the_slowest),
+        cmocka_unit_test(idle_team_costs_nothing),
+        cmocka_unit_test(open_refuses_counts_beyond_the_limit),
+        cmocka_unit_test(parts_cover_all_units_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
