@@ -46,12 +46,12 @@ typedef Stagecoach__V1__CoordinatorMessage CoordinatorMessage;
 struct seen {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    uint32_t begun_count;
-    uint32_t message_count;
-    uint32_t refused_send_count;
-    uint32_t writable_count;
-    uint32_t half_close_count;
-    uint32_t closed_count;
+    atomic_uint begun_count;
+    atomic_uint message_count;
+    atomic_uint refused_send_count;
+    atomic_uint writable_count;
+    atomic_uint half_close_count;
+    atomic_uint closed_count;
     uint64_t last_number;
     bool out_of_order;
     enum rpc_code code; // of the last closed call
@@ -69,7 +69,7 @@ static inline void seen_fini(struct seen *seen) {
     pthread_mutex_destroy(&seen->mutex);
 }
 
-static inline void seen_add(struct seen *seen, uint32_t *count) {
+static inline void seen_add(struct seen *seen, atomic_uint *count) {
     pthread_mutex_lock(&seen->mutex);
     (*count)++;
     pthread_cond_broadcast(&seen->changed);
@@ -85,8 +85,30 @@ static inline void seen_close(struct seen *seen, enum rpc_code code, const char 
     pthread_mutex_unlock(&seen->mutex);
 }
 
+static inline enum rpc_code seen_code(struct seen *seen) {
+    pthread_mutex_lock(&seen->mutex);
+    enum rpc_code code = seen->code;
+    pthread_mutex_unlock(&seen->mutex);
+    return code;
+}
+
+static inline bool seen_in_order(struct seen *seen) {
+    pthread_mutex_lock(&seen->mutex);
+    bool in_order = !seen->out_of_order;
+    pthread_mutex_unlock(&seen->mutex);
+    return in_order;
+}
+
+static inline void seen_text_is(struct seen *seen, const char *text) {
+    char copy[sizeof(seen->text)];
+    pthread_mutex_lock(&seen->mutex);
+    memcpy(copy, seen->text, sizeof(copy));
+    pthread_mutex_unlock(&seen->mutex);
+    assert_string_equal(copy, text);
+}
+
 // Whether *count reaches `wanted` within the time.
-static inline bool seen_wait(struct seen *seen, const uint32_t *count, uint32_t wanted,
+static inline bool seen_wait(struct seen *seen, atomic_uint *count, uint32_t wanted,
                              uint32_t wait_ms) {
     struct timespec until;
     (void)clock_gettime(CLOCK_REALTIME, &until);
