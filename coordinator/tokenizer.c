@@ -247,9 +247,9 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
                          valid_bytes);
     struct encoder encoder = {.tokenizer = tokenizer,
                               .parse_special = (flags & TOKENIZER_PARSE_SPECIAL) != 0,
-                              .ids = ids_out,
                               .id_count_max = id_count_max,
                               .error = error};
+    encoder.ids = ids_out;
     if (matcher_init(&encoder.matcher) != STATUS_OK) return no_memory(&encoder);
     bpe_init(&encoder.bpe);
     // NFC makes a text at most three times as long.

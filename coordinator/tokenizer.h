@@ -6,8 +6,9 @@
 // with a sentence that names the field. The fields "truncation" and "padding" have no effect here.
 //
 // Results equal those of Hugging Face tokenizers, also where that is debatable: a byte that the
-// vocabulary has no token for becomes unk_token, or nothing when there is none. Only characters that
-// are newer than the Unicode version of the installed PCRE2 and utf8proc may be split differently.
+// vocabulary has no token for becomes unk_token, or nothing when there is none. Only characters
+// that are newer than the Unicode version of the installed PCRE2 and utf8proc may be split
+// differently.
 //
 // After it is opened, a tokenizer never changes: any number of threads may use it at once.
 #pragma once

@@ -217,8 +217,8 @@ static void read_model(struct loader *loader, size_t mark) {
     if (loader_go_to(loader, marks.type)) {
         struct loader_name type = loader_name(json_string(&loader->json));
         if (!loader_name_equals(&type, "BPE"))
-            loader_fail(loader, STATUS_UNSUPPORTED,
-                        "model: type \"%s\" is not supported, only BPE", type.text);
+            loader_fail(loader, STATUS_UNSUPPORTED, "model: type \"%s\" is not supported, only BPE",
+                        type.text);
     }
     refuse_true(loader, marks.byte_fallback, "byte_fallback");
     refuse_text(loader, marks.prefix, "continuing_subword_prefix");

@@ -148,11 +148,9 @@ static bool translate_common_escape(struct translation *translation) {
     } else if (c == 'v') {
         put(translation, "\\x0b");
         translation->offset += 2;
-    } else if (c != '\0' && strchr("tnrfae", c) != NULL) {
-        copy(translation, 2);
     } else if ((unsigned char)c >= 0x80) {
         translation->offset++; // the backslash has no meaning there
-    } else if (c != '\0' && !is_alphanumeric(c)) {
+    } else if (c != '\0' && (!is_alphanumeric(c) || strchr("tnrfae", c) != NULL)) {
         copy(translation, 2);
     } else {
         return false;
