@@ -188,8 +188,11 @@ enum {
 enum {
     // A refused or unreachable peer is tried again after this long.
     LINK_RETRY_MS = 50,
-    // Connections that have not said hello yet; further ones are rejected.
+    // Connections that have not said hello yet; a further one takes the place of the oldest.
     LINK_PENDING_COUNT_MAX = 64,
+    // The address of a UCX worker, which grows with the network devices of a machine; a longer one
+    // ends the connection.
+    LINK_WORKER_BYTES_MAX = 4096,
     // Resolved addresses of one peer name that are tried in turn; further ones are ignored.
     LINK_ADDRESS_COUNT_MAX = 4,
     // port_wait looks for work this long, giving way to other threads, before it sleeps.

@@ -15,7 +15,8 @@
 
 enum command_kind { COMMAND_CONNECT, COMMAND_DISCONNECT, COMMAND_SEND, COMMAND_RELEASE };
 
-// Commands and events are made at io_open and go round: out of their pool, through a ring, and back.
+// Commands and events are made at io_open and go round: out of their pool, through a ring, and
+// back.
 struct command {
     enum command_kind kind;
     uint64_t generation; // of the connection it is about
@@ -52,7 +53,7 @@ struct io {
     atomic_bool asleep; // the thread may need a signal to see a command
 
     // Owner thread.
-    uint64_t owner_generation; // of the last io_connect or io_disconnect
+    uint64_t owner_generation;  // of the last io_connect or io_disconnect
     uint32_t outstanding_count; // frames given to io_send that have not come back
 
     // Io thread.
@@ -62,7 +63,7 @@ struct io {
     bool in_up, out_up;
     bool up_owed, lost_owed; // events that still have to be given
     struct error lost_error;
-    bool lost_noted; // by the handler; acted upon after the poll
+    bool lost_noted;                              // by the handler; acted upon after the poll
     struct frame *waiting[LINK_CREDIT_COUNT_MAX]; // a queue: for a credit
     uint32_t waiting_first, waiting_count;
     struct frame *lent[LINK_CREDIT_COUNT_MAX]; // a set: in link_out
@@ -203,8 +204,10 @@ static void frame_is_received(struct link *link, void *ctx, struct frame *frame)
     struct io *io = ctx;
     (void)link;
     bool early = !io->in_up || !io->out_up || io->up_owed;
-    if (early) io->early[io->early_count++] = frame;
-    else give_received(io, frame);
+    if (early)
+        io->early[io->early_count++] = frame;
+    else
+        give_received(io, frame);
 }
 
 static void frame_is_sent(struct link *link, void *ctx, struct frame *frame) {
@@ -235,7 +238,9 @@ static const struct link_handler io_handler = {
 
 static void run_command(struct io *io, const struct command *command) {
     switch (command->kind) {
-    case COMMAND_CONNECT: enter_ring(io, command); break;
+    case COMMAND_CONNECT:
+        enter_ring(io, command);
+        break;
     case COMMAND_DISCONNECT:
         leave_ring(io);
         io->lost_noted = io->lost_owed = false;
@@ -251,7 +256,9 @@ static void run_command(struct io *io, const struct command *command) {
         io->waiting[(io->waiting_first + io->waiting_count++) % LINK_CREDIT_COUNT_MAX] =
             command->frame;
         break;
-    case COMMAND_RELEASE: link_release(command->frame->owner, command->frame); break;
+    case COMMAND_RELEASE:
+        link_release(command->frame->owner, command->frame);
+        break;
     }
 }
 
@@ -390,8 +397,8 @@ static bool give_command(struct io *io, enum command_kind kind, struct frame *fr
     command->frame = frame;
     if (position != NULL) command->position = *position;
     CHECK(ring_give(io->commands, command));
-    // Both threads exchange the flag, so one of them sees the other: either this one signals, or the
-    // io thread finds the command before it sleeps.
+    // Both threads exchange the flag, so one of them sees the other: either this one signals, or
+    // the io thread finds the command before it sleeps.
     if (atomic_exchange(&io->asleep, false)) wake_signal(&io->wake);
     return true;
 }

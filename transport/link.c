@@ -25,10 +25,21 @@ const char *port_address(const struct port *port) {
     return port->address;
 }
 
+// Nothing touches the frames of a connection that is gone, reported or not.
+static void link_take_all_back(struct link *link) {
+    link->conn = NULL;
+    for (uint32_t i = 0; i < link->credit_count; i++) {
+        if (link->is_sender && link->sends[i].frame != NULL && !link->sends[i].done)
+            send_slot_done(&link->sends[i]);
+        if (!link->is_sender && link->receives[i].state == RECEIVE_FILLING)
+            receive_slot_done(&link->receives[i], false);
+    }
+}
+
 static void conn_free(struct conn *conn) {
     struct port *port = conn->port;
     if (conn->pending) port->pending_count--;
-    if (conn->link != NULL && conn->link->conn == conn) conn->link->conn = NULL;
+    if (conn->link != NULL && conn->link->conn == conn) link_take_all_back(conn->link);
     port->ops->free_conn(conn);
 }
 
@@ -202,8 +213,8 @@ static void port_add_link(struct port *port, struct link *link) {
 // Address space for the frames; the kernel backs a page when it is first written.
 static enum status link_map_frames(struct link *link) {
     uint32_t count = link->config.credit_count;
-    size_t stride_bytes = (link->config.frame_bytes_max + FRAME_ALIGNMENT - 1) / FRAME_ALIGNMENT *
-                          FRAME_ALIGNMENT;
+    size_t stride_bytes =
+        (link->config.frame_bytes_max + FRAME_ALIGNMENT - 1) / FRAME_ALIGNMENT * FRAME_ALIGNMENT;
     void *memory = mmap(NULL, stride_bytes * count, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return STATUS_NO_MEMORY;
@@ -211,9 +222,8 @@ static enum status link_map_frames(struct link *link) {
     link->memory_bytes = stride_bytes * count;
     for (uint32_t i = 0; i < count; i++) {
         link->receives[i].link = link;
-        link->frames[i] = (struct frame){.data = link->memory + i * stride_bytes,
-                                         .capacity_bytes = stride_bytes,
-                                         .owner = link};
+        link->frames[i] = (struct frame){
+            .data = link->memory + i * stride_bytes, .capacity_bytes = stride_bytes, .owner = link};
         // Taken from the end: the first frames are used again and again, the others stay untouched.
         link->free_frames[count - 1 - i] = &link->frames[i];
     }

@@ -2,8 +2,8 @@
 //
 // A `struct port` is a process's end of the data plane: it listens, makes links, and progresses all
 // of them on one thread. link_local joins ports of one process (tests, one-process pipelines);
-// link_ucx joins processes and machines. Everything here is for the owner thread of the port, except
-// where said. No call blocks except port_wait.
+// link_ucx joins processes and machines. Everything here is for the owner thread of the port,
+// except where said. No call blocks except port_wait.
 //
 // A link has a sender end and a receiver end. The sender connects; the receiver must expect it: the
 // same epoch and link id, else the connection is refused. The receiver grants `credit_count` frames
@@ -51,8 +51,8 @@ struct port_config {
     const struct link_handler *handler; // borrowed until port_close
 };
 
-// A hub joins local ports: an address book in memory. Owned by the caller; outlives its ports. Ports
-// of one hub may be on different threads.
+// A hub joins local ports: an address book in memory. Owned by the caller; outlives its ports.
+// Ports of one hub may be on different threads.
 struct local_hub;
 MUST_USE enum status local_hub_open(struct local_hub **hub_out);
 void local_hub_close(struct local_hub *hub);
@@ -74,8 +74,8 @@ const char *port_address(const struct port *port);
 // Progresses everything once; handler functions run inside. Returns whether anything happened.
 bool port_poll(struct port *port);
 
-// Sleeps until something may have happened, `wake_fd` is readable, or timeout_ms passed. Spins for a
-// short time first, so that a frame that comes soon costs no system call.
+// Sleeps until something may have happened, `wake_fd` is readable, or timeout_ms passed. Spins for
+// a short time first, so that a frame that comes soon costs no system call.
 void port_wait(struct port *port, int wake_fd, int timeout_ms);
 
 // -- links ---------------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ MUST_USE enum status link_connect(struct port *port, const char *address,
                                   const struct link_config *config, void *ctx,
                                   struct link **link_out, struct error *error);
 
-// Starts sending `frame`. Returns false when the link is not up or no credit is left: poll, then try
-// again. If true, the link borrows `frame` until `sent` runs. If false, the link kept nothing.
+// Starts sending `frame`. Returns false when the link is not up or no credit is left: poll, then
+// try again. If true, the link borrows `frame` until `sent` runs. If false, the link kept nothing.
 MUST_USE bool link_send(struct link *link, struct frame *frame);
 
 // Receiver: gives a received frame back; its credit returns to the sender.

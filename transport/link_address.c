@@ -60,8 +60,7 @@ enum status link_address_resolve(const char *host, uint16_t port_number,
                                  struct error *error) {
     char service[8];
     snprintf(service, sizeof(service), "%u", (unsigned)port_number);
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
-                             .ai_flags = AI_NUMERICSERV | AI_PASSIVE};
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | AI_PASSIVE};
     struct addrinfo *found = NULL;
     int code = getaddrinfo(host, service, &hints, &found);
     if (code != 0)

@@ -2,9 +2,9 @@
 // carriers (link_local.c, link_ucx.c) share. Nothing outside these files includes it.
 //
 // A carrier gives *connections*: two-way pipes that carry messages (link_wire.h) and frames. The
-// protocol decides everything else: who may speak on a connection, credits, pings, when to try again
-// and when to give up. Carriers report from inside progress() by the functions at the end; these only
-// change state. The owner's handler runs afterwards, from link_deliver().
+// protocol decides everything else: who may speak on a connection, credits, pings, when to try
+// again and when to give up. Carriers report from inside progress() by the functions at the end;
+// these only change state. The owner's handler runs afterwards, from link_deliver().
 #pragma once
 
 #include <sys/socket.h>
@@ -14,6 +14,7 @@
 #include "transport/link_wire.h"
 
 struct carrier_ops;
+struct ucx_data;
 
 enum conn_phase {
     CONN_OPEN,
@@ -25,9 +26,10 @@ enum conn_phase {
 struct conn {
     struct port *port;
     struct conn *next;
-    struct link *link;   // NULL: not bound yet, or not any more
-    bool accepted;       // the peer made it
-    bool pending;        // accepted, and no hello has bound it to a link yet
+    struct link *link;     // NULL: not bound yet, or not any more
+    struct ucx_data *data; // link_ucx: the way of the frames
+    bool accepted;         // the peer made it
+    bool pending;          // accepted, and no hello has bound it to a link yet
     enum conn_phase phase;
     enum conn_phase wanted; // set where acting at once is not allowed; done by the next sweep
     uint64_t deadline_ms;   // pending: for the hello; FLUSHING: until forced
@@ -138,22 +140,19 @@ struct carrier_ops {
     // A connection to candidate address_index; it may fail later, by conn_broke.
     enum status (*dial)(struct port *port, const struct conn_address *address, size_t address_index,
                         struct conn **conn_out);
-    // Copies the message. False when the last message of this kind's slot has not left yet.
+    // Copies the message. False when there is no room: the peer has not taken earlier ones.
     bool (*send_message)(struct conn *conn, const union link_message *message);
     // Borrows the slot and its frame until send_slot_done.
     void (*send_frame)(struct conn *conn, struct send_slot *slot);
     // conn->flushed follows, unless it is forced before.
     void (*flush)(struct conn *conn);
-    // Every slot comes back, then conn->gone follows. Nothing is reported of it any more.
+    // conn->gone follows: then nothing touches slots and frames any more. Slots that were not
+    // reported done until then need no report.
     void (*force)(struct conn *conn);
     void (*free_conn)(struct conn *conn);
-    // Every connection is gone.
+    // Ends whatever connections are left.
     void (*close)(struct port *port);
 };
-
-// Messages of one slot never wait behind each other: at most one of each is on its way.
-enum link_message_slot { SLOT_GREETING, SLOT_CREDIT, SLOT_PING, SLOT_BYE, SLOT_COUNT };
-enum link_message_slot link_message_slot(uint16_t kind);
 
 // -- link.c --------------------------------------------------------------------------------------
 
@@ -179,7 +178,12 @@ int port_timer_ms(struct port *port);
 // Puts a connection into the port's list; the carrier made it for dial, or a peer did.
 void conn_init(struct conn *conn, struct port *port, bool accepted);
 bool port_has_room_for_pending(const struct port *port);
+// Ends the oldest connection that has not said hello; room follows.
+void port_evict_pending(struct port *port);
+bool conn_is_live(const struct conn *conn); // neither broken nor being ended
 void conn_broke(struct conn *conn, const char *reason);
+// The same for a peer that breaks the protocol; counted.
+void conn_refuse_message(struct conn *conn, const char *reason);
 void conn_receive_message(struct conn *conn, const void *data, size_t size_bytes);
 // Where to put a frame of frame_bytes; NULL: it is refused, and the connection ends.
 struct receive_slot *conn_receive_frame(struct conn *conn, const void *notice, size_t notice_bytes,

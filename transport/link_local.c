@@ -1,8 +1,8 @@
 // link_local: connections between ports of one process. A frame is copied once, by the receiver.
 //
-// A *pipe* is what both ends of a connection share, under its own lock: for each direction one place
-// for a message of each slot, a queue of borrowed frames, and the frames that come back. Each end
-// counts one reference. Locks are taken in the order hub, pipe.
+// A *pipe* is what both ends of a connection share, under its own lock: for each direction one
+// place for a message of each slot, a queue of borrowed frames, and the frames that come back. Each
+// end counts one reference. Locks are taken in the order hub, pipe.
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
@@ -18,6 +18,22 @@
 #include "transport/link_internal.h"
 
 struct local_port;
+
+// A message waits for no other kind of message; at most one of each is on its way.
+enum message_slot { SLOT_GREETING, SLOT_CREDIT, SLOT_PING, SLOT_BYE, SLOT_COUNT };
+
+static enum message_slot message_slot(uint16_t kind) {
+    switch (kind) {
+    case LINK_CREDIT:
+        return SLOT_CREDIT;
+    case LINK_PING:
+        return SLOT_PING;
+    case LINK_BYE:
+        return SLOT_BYE;
+    default:
+        return SLOT_GREETING;
+    }
+}
 
 struct local_direction {
     bool has_message[SLOT_COUNT];
@@ -169,7 +185,7 @@ static bool local_accept(struct local_port *port) {
 static bool local_send_message(struct conn *base, const union link_message *message) {
     struct local_conn *conn = (struct local_conn *)base;
     struct local_direction *out = &conn->pipe->from[conn->end];
-    enum link_message_slot slot = link_message_slot(message->head.kind);
+    enum message_slot slot = message_slot(message->head.kind);
     pthread_mutex_lock(&conn->pipe->lock);
     bool room = !out->has_message[slot];
     if (room) {
@@ -222,7 +238,7 @@ static bool local_take_frames(struct local_conn *conn) {
 }
 
 // Takes one message out, so that it is handled without the lock: answers need it.
-static bool local_take_message(struct local_conn *conn, enum link_message_slot slot) {
+static bool local_take_message(struct local_conn *conn, enum message_slot slot) {
     struct local_direction *in = &conn->pipe->from[!conn->end];
     union link_message message;
     pthread_mutex_lock(&conn->pipe->lock);

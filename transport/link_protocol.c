@@ -1,4 +1,5 @@
-// The state machine of a link: greeting, credits, pings, order of frames, loss. Carrier-independent.
+// The state machine of a link: greeting, credits, pings, order of frames, loss.
+// Carrier-independent.
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,15 +8,6 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "transport/link_internal.h"
-
-enum link_message_slot link_message_slot(uint16_t kind) {
-    switch (kind) {
-    case LINK_CREDIT: return SLOT_CREDIT;
-    case LINK_PING: return SLOT_PING;
-    case LINK_BYE: return SLOT_BYE;
-    default: return SLOT_GREETING;
-    }
-}
 
 // -- connections ---------------------------------------------------------------------------------
 
@@ -34,8 +26,17 @@ bool port_has_room_for_pending(const struct port *port) {
     return port->pending_count < LINK_PENDING_COUNT_MAX;
 }
 
-static bool conn_is_live(const struct conn *conn) {
+bool conn_is_live(const struct conn *conn) {
     return conn->wanted == CONN_OPEN && !conn->failed;
+}
+
+void port_evict_pending(struct port *port) {
+    struct conn *oldest = NULL;
+    for (struct conn *conn = port->conns; conn != NULL; conn = conn->next)
+        if (conn->pending && conn->wanted != CONN_FORCED) oldest = conn;
+    if (oldest == NULL) return;
+    port->refused_count++;
+    conn_end(oldest, CONN_FORCED);
 }
 
 void conn_end(struct conn *conn, enum conn_phase wanted) {
@@ -51,9 +52,11 @@ void conn_broke(struct conn *conn, const char *reason) {
 }
 
 // A message that is not to the letter ends its connection and no other.
-static void conn_refuse_message(struct conn *conn, const char *reason) {
-    if (conn->link != NULL) conn->link->stats.refused_count++;
-    else conn->port->refused_count++;
+void conn_refuse_message(struct conn *conn, const char *reason) {
+    if (conn->link != NULL)
+        conn->link->stats.refused_count++;
+    else
+        conn->port->refused_count++;
     conn_broke(conn, reason);
 }
 
@@ -84,9 +87,9 @@ void link_lose(struct link *link, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(reason, sizeof(reason), format, arguments);
     va_end(arguments);
-    (void)error_set(&link->error, STATUS_UNAVAILABLE, "link %" PRIu32 " of epoch %" PRIu64 " %s %s: %s",
-                    link->config.link_id, link->config.epoch, link->is_sender ? "to" : "from",
-                    link->peer, reason);
+    (void)error_set(&link->error, STATUS_UNAVAILABLE,
+                    "link %" PRIu32 " of epoch %" PRIu64 " %s %s: %s", link->config.link_id,
+                    link->config.epoch, link->is_sender ? "to" : "from", link->peer, reason);
     link->state = LINK_LOSING;
     link->port->happened = true;
     if (link->conn != NULL) conn_end(link->conn, CONN_FORCED);
@@ -114,7 +117,8 @@ void link_greet(struct link *link) {
     if (!port->ops->send_message(conn, &message)) conn_broke(conn, "the hello cannot be sent");
 }
 
-static void conn_send_refusal(struct conn *conn, enum link_refusal reason, uint64_t frame_bytes_max) {
+static void conn_send_refusal(struct conn *conn, enum link_refusal reason,
+                              uint64_t frame_bytes_max) {
     union link_message message = link_message_make(LINK_REFUSE);
     message.refuse.reason = reason;
     message.refuse.frame_bytes_max = frame_bytes_max;
@@ -234,8 +238,10 @@ void conn_receive_message(struct conn *conn, const void *data, size_t size_bytes
     union link_message message;
     enum status status = link_message_parse(data, size_bytes, &message);
     if (status == STATUS_UNSUPPORTED && message.head.kind == LINK_HELLO) {
-        if (conn->accepted && conn->link == NULL) conn_send_refusal(conn, LINK_REFUSED_VERSION, 0);
-        else conn_refuse_message(conn, "a hello out of place");
+        if (conn->accepted && conn->link == NULL)
+            conn_send_refusal(conn, LINK_REFUSED_VERSION, 0);
+        else
+            conn_refuse_message(conn, "a hello out of place");
         return;
     }
     if (status == STATUS_UNSUPPORTED) message.refuse.reason = LINK_REFUSED_VERSION;
@@ -245,18 +251,29 @@ void conn_receive_message(struct conn *conn, const void *data, size_t size_bytes
     }
     if (conn->link != NULL) conn->link->heard_ms = conn->port->now_ms;
     switch (message.head.kind) {
-    case LINK_HELLO: conn_receive_hello(conn, &message.hello); break;
-    case LINK_ACCEPT: conn_receive_accept(conn, &message.accept); break;
-    case LINK_REFUSE: conn_receive_refuse(conn, &message.refuse); break;
-    case LINK_CREDIT: conn_receive_credit(conn, &message.credit); break;
+    case LINK_HELLO:
+        conn_receive_hello(conn, &message.hello);
+        break;
+    case LINK_ACCEPT:
+        conn_receive_accept(conn, &message.accept);
+        break;
+    case LINK_REFUSE:
+        conn_receive_refuse(conn, &message.refuse);
+        break;
+    case LINK_CREDIT:
+        conn_receive_credit(conn, &message.credit);
+        break;
     case LINK_PING:
         if (conn->link == NULL) conn_refuse_message(conn, "a ping before the hello");
         break;
     case LINK_BYE:
-        if (conn->link == NULL) conn_refuse_message(conn, "a bye before the hello");
-        else conn_broke(conn, "the peer closed the link");
+        if (conn->link == NULL)
+            conn_refuse_message(conn, "a bye before the hello");
+        else
+            conn_broke(conn, "the peer closed the link");
         break;
-    default: CHECK(false);
+    default:
+        CHECK(false);
     }
 }
 
@@ -382,8 +399,7 @@ static void link_deliver_sent(struct link *link) {
         slot->frame = NULL;
         link->done_count--;
         link->lent_count--;
-        if (link->port->handler->sent != NULL)
-            link->port->handler->sent(link, link->ctx, frame);
+        if (link->port->handler->sent != NULL) link->port->handler->sent(link, link->ctx, frame);
     }
 }
 
@@ -395,8 +411,10 @@ void link_deliver(struct link *link) {
         link->up_untold = false;
         if (handler->up != NULL) handler->up(link, link->ctx);
     }
-    if (link->is_sender) link_deliver_sent(link);
-    else link_deliver_received(link);
+    if (link->is_sender)
+        link_deliver_sent(link);
+    else
+        link_deliver_received(link);
     if (!link->is_sender) link_return_credit(link);
     if (link->state == LINK_LOSING && link->lent_count == 0) {
         link->state = LINK_LOST;
@@ -409,10 +427,14 @@ void link_deliver(struct link *link) {
 
 static void link_give_up(struct link *link) {
     char last[256];
-    if (!link->is_sender) snprintf(last, sizeof(last), "no sender came");
-    else if (link->refusal != NULL) snprintf(last, sizeof(last), "%s", link->refusal);
-    else if (link->state == LINK_WAITING) snprintf(last, sizeof(last), "%.200s", link->error.text);
-    else snprintf(last, sizeof(last), "the peer does not answer");
+    if (!link->is_sender)
+        snprintf(last, sizeof(last), "no sender came");
+    else if (link->refusal != NULL)
+        snprintf(last, sizeof(last), "%s", link->refusal);
+    else if (link->state == LINK_WAITING)
+        snprintf(last, sizeof(last), "%.200s", link->error.text);
+    else
+        snprintf(last, sizeof(last), "the peer does not answer");
     link_lose(link, "not made within %d ms: %s", LINK_CONNECT_MS, last);
 }
 
@@ -434,15 +456,20 @@ void link_run_timers(struct link *link) {
     if (link->closed) return;
     switch (link->state) {
     case LINK_WAITING:
-        if (now_ms >= link->deadline_ms) link_give_up(link);
-        else if (link->is_sender && now_ms >= link->retry_ms) link_greet(link);
+        if (now_ms >= link->deadline_ms)
+            link_give_up(link);
+        else if (link->is_sender && now_ms >= link->retry_ms)
+            link_greet(link);
         break;
     case LINK_GREETING:
         if (now_ms >= link->deadline_ms) link_give_up(link);
         break;
-    case LINK_UP: link_ping(link); break;
+    case LINK_UP:
+        link_ping(link);
+        break;
     case LINK_LOSING:
-    case LINK_LOST: break;
+    case LINK_LOST:
+        break;
     }
 }
 

@@ -1,338 +1,246 @@
-// link_ucx: connections between processes and machines, by UCX active messages (UCP). Shared memory
-// and CMA on one machine, RDMA or TCP across; see link_ucx_config for what is set and why.
+// link_ucx: connections between processes and machines. Messages go over a TCP connection of our
+// own (link_channel), frames by UCX (link_ucx_data): shared memory and CMA on one machine, RDMA or
+// TCP across; see link_ucx_config for what is set and why.
 //
-// Every active message names its endpoint (reply_ep), which tells the connection. Callbacks run
-// inside ucp_worker_progress and only note what happened.
-#include <netdb.h>
+// UCX has a listener of its own, and it is not used: a connection that greets UCX with a short
+// length ends the whole process (an assertion in UCX 1.13). So UCX learns of a peer only after its
+// hello was accepted.
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucp/api/ucp.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 #include "base/check.h"
-#include "base/log.h"
 #include "base/memory.h"
 #include "transport/link_address.h"
+#include "transport/link_channel.h"
 #include "transport/link_internal.h"
 #include "transport/link_ucx_config.h"
-
-enum { AM_MESSAGE = 1, AM_FRAME = 2 };
+#include "transport/link_ucx_data.h"
 
 struct ucx_port {
     struct port port;
     ucp_context_h context;
-    ucp_worker_h worker;
-    ucp_listener_h listener;
-    int event_fd;
-    ucp_conn_request_h requests[LINK_PENDING_COUNT_MAX]; // arrived in this progress
-    size_t request_count;
-};
-
-struct ucx_message {
-    struct ucx_conn *conn;
-    bool busy;
-    union link_message message; // lives until it is sent
+    int listening_fd;
+    int channels_fd;          // epoll: the listener and every connection
+    int workers_fd;           // epoll: the event descriptor of every worker
+    uint64_t accept_after_ms; // not before: descriptors had run out
 };
 
 struct ucx_conn {
     struct conn conn;
-    ucp_ep_h ep;
-    uint32_t operation_count; // requests that UCX will still complete
-    bool closed;              // the endpoint is
-    struct ucx_message messages[SLOT_COUNT];
+    struct channel channel;
+    uint32_t watched_events; // of the channel
+    bool flushing;
+    uint64_t force_ms; // when it was forced
 };
 
-static void operation_ended(struct ucx_conn *conn) {
-    CHECK(conn->operation_count > 0);
-    conn->operation_count--;
-    conn->conn.gone = conn->closed && conn->operation_count == 0;
-    conn->conn.port->happened = true;
+static struct ucx_port *ucx_port_of(const struct conn *conn) {
+    return (struct ucx_port *)conn->port;
 }
 
-static void conn_broke_by(struct ucx_conn *conn, const char *what, ucs_status_t status) {
-    char reason[128];
-    snprintf(reason, sizeof(reason), "%s: %s", what, ucs_status_string(status));
-    conn_broke(&conn->conn, reason);
+// -- channels ------------------------------------------------------------------------------------
+
+static void channel_watch(struct ucx_conn *conn) {
+    uint32_t events = EPOLLIN | (conn->channel.out_bytes > 0 ? (uint32_t)EPOLLOUT : 0);
+    if (events == conn->watched_events) return;
+    int operation = conn->watched_events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+    struct epoll_event event = {.events = events, .data.ptr = conn};
+    if (epoll_ctl(ucx_port_of(&conn->conn)->channels_fd, operation, conn->channel.fd, &event) != 0)
+        conn_broke(&conn->conn, "its descriptor cannot be watched");
+    conn->watched_events = events;
 }
 
-// -- sending -------------------------------------------------------------------------------------
-
-static void message_sent(void *request, ucs_status_t status, void *user_data) {
-    struct ucx_message *message = user_data;
-    message->busy = false;
-    if (status != UCS_OK) conn_broke_by(message->conn, "a message cannot be sent", status);
-    ucp_request_free(request);
-    operation_ended(message->conn);
+static void channel_send(struct ucx_conn *conn) {
+    const char *reason;
+    if (channel_push(&conn->channel, &reason) != STATUS_OK)
+        conn_broke(&conn->conn, reason);
+    else
+        channel_watch(conn);
 }
 
-static bool ucx_send_message(struct conn *base, const union link_message *message) {
-    struct ucx_conn *conn = (struct ucx_conn *)base;
-    struct ucx_message *slot = &conn->messages[link_message_slot(message->head.kind)];
-    if (slot->busy) return false;
-    slot->message = *message;
-    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
-                                                 UCP_OP_ATTR_FIELD_USER_DATA |
-                                                 UCP_OP_ATTR_FIELD_FLAGS,
-                                 .flags = UCP_AM_SEND_FLAG_REPLY | UCP_AM_SEND_FLAG_EAGER,
-                                 .cb.send = message_sent,
-                                 .user_data = slot};
-    ucs_status_ptr_t request =
-        ucp_am_send_nbx(conn->ep, AM_MESSAGE, &slot->message,
-                        link_message_bytes(message->head.kind), NULL, 0, &param);
-    if (UCS_PTR_IS_ERR(request)) {
-        conn_broke_by(conn, "a message cannot be sent", UCS_PTR_STATUS(request));
-    } else if (request != NULL) {
-        slot->busy = true;
-        conn->operation_count++;
-    }
-    return true;
-}
-
-static void frame_sent(void *request, ucs_status_t status, void *user_data) {
-    struct send_slot *slot = user_data;
-    struct ucx_conn *conn = (struct ucx_conn *)slot->link->conn;
-    if (status != UCS_OK) conn_broke_by(conn, "a frame cannot be sent", status);
-    ucp_request_free(request);
-    send_slot_done(slot);
-    operation_ended(conn);
-}
-
-static void ucx_send_frame(struct conn *base, struct send_slot *slot) {
-    struct ucx_conn *conn = (struct ucx_conn *)base;
-    ucp_request_param_t param = {
-        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
-                        UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_MEMORY_TYPE,
-        .flags = UCP_AM_SEND_FLAG_REPLY,
-        .memory_type = UCS_MEMORY_TYPE_HOST,
-        .cb.send = frame_sent,
-        .user_data = slot};
-    ucs_status_ptr_t request =
-        ucp_am_send_nbx(conn->ep, AM_FRAME, &slot->notice, sizeof(slot->notice), slot->frame->data,
-                        slot->frame->size_bytes, &param);
-    if (UCS_PTR_IS_ERR(request)) {
-        conn_broke_by(conn, "a frame cannot be sent", UCS_PTR_STATUS(request));
-        send_slot_done(slot);
-    } else if (request == NULL) {
-        send_slot_done(slot);
-    } else {
-        conn->operation_count++;
-    }
-}
-
-// -- receiving -----------------------------------------------------------------------------------
-
-static struct ucx_conn *conn_of_reply(struct ucx_port *port, const ucp_am_recv_param_t *param) {
-    if ((param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0) return NULL;
-    for (struct conn *conn = port->port.conns; conn != NULL; conn = conn->next) {
-        struct ucx_conn *candidate = (struct ucx_conn *)conn;
-        if (candidate->ep == param->reply_ep && conn->phase != CONN_FORCED) return candidate;
-    }
-    return NULL;
-}
-
-static ucs_status_t message_arrived(void *arg, const void *header, size_t header_bytes, void *data,
-                                    size_t data_bytes, const ucp_am_recv_param_t *param) {
-    struct ucx_port *port = arg;
-    (void)data;
-    struct ucx_conn *conn = conn_of_reply(port, param);
-    if (conn == NULL) {
-        port->port.refused_count++;
-        return UCS_OK;
-    }
-    // Data beside the message is malformed; the size then says so.
-    conn_receive_message(&conn->conn, header, data_bytes == 0 ? header_bytes : 0);
-    return UCS_OK;
-}
-
-static void frame_arrived_by_rendezvous(void *request, ucs_status_t status, size_t length_bytes,
-                                        void *user_data) {
-    struct receive_slot *slot = user_data;
-    struct ucx_conn *conn = (struct ucx_conn *)slot->link->conn;
-    if (status != UCS_OK) conn_broke_by(conn, "a frame cannot be received", status);
-    ucp_request_free(request);
-    receive_slot_done(slot, status == UCS_OK && length_bytes == slot->frame->size_bytes);
-    operation_ended(conn);
-}
-
-static void fetch_frame(struct ucx_port *port, struct ucx_conn *conn, struct receive_slot *slot,
-                        void *descriptor) {
-    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
-                                                 UCP_OP_ATTR_FIELD_USER_DATA |
-                                                 UCP_OP_ATTR_FIELD_MEMORY_TYPE,
-                                 .memory_type = UCS_MEMORY_TYPE_HOST,
-                                 .cb.recv_am = frame_arrived_by_rendezvous,
-                                 .user_data = slot};
-    ucs_status_ptr_t request = ucp_am_recv_data_nbx(port->worker, descriptor, slot->frame->data,
-                                                    slot->frame->size_bytes, &param);
-    if (UCS_PTR_IS_ERR(request)) {
-        conn_broke_by(conn, "a frame cannot be received", UCS_PTR_STATUS(request));
-        receive_slot_done(slot, false);
-    } else if (request == NULL) {
-        receive_slot_done(slot, true);
-    } else {
-        conn->operation_count++;
-    }
-}
-
-static ucs_status_t frame_arrived(void *arg, const void *header, size_t header_bytes, void *data,
-                                  size_t data_bytes, const ucp_am_recv_param_t *param) {
-    struct ucx_port *port = arg;
-    struct ucx_conn *conn = conn_of_reply(port, param);
-    if (conn == NULL) {
-        port->port.refused_count++;
-        return UCS_OK;
-    }
-    struct receive_slot *slot = conn_receive_frame(&conn->conn, header, header_bytes, data_bytes);
-    if (slot == NULL) return UCS_OK; // UCX drops the data, or tells the sender so
-    if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) {
-        fetch_frame(port, conn, slot, data);
-        return UCS_INPROGRESS;
-    }
-    memcpy(slot->frame->data, data, data_bytes);
-    receive_slot_done(slot, true);
-    return UCS_OK;
-}
-
-// -- making and ending connections ---------------------------------------------------------------
-
-static void endpoint_failed(void *arg, ucp_ep_h ep, ucs_status_t status) {
-    (void)ep;
-    struct ucx_conn *conn = arg;
-    conn_broke_by(conn, "the connection broke", status);
-}
-
-// Makes the endpoint that `params` describes, with our error handling.
-static enum status ucx_conn_make(struct ucx_port *port, ucp_ep_params_t *params, bool accepted,
-                                 struct ucx_conn **conn_out) {
+static struct ucx_conn *ucx_conn_make(struct ucx_port *port) {
     struct ucx_conn *conn = memory_array(1, sizeof(*conn));
-    if (conn == NULL) return STATUS_NO_MEMORY;
-    for (size_t i = 0; i < SLOT_COUNT; i++)
-        conn->messages[i].conn = conn;
-    params->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params->err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    params->err_handler.cb = endpoint_failed;
-    params->err_handler.arg = conn;
+    if (conn == NULL) return NULL;
+    conn->channel.fd = -1;
     conn->conn.port = &port->port;
-    ucs_status_t status = ucp_ep_create(port->worker, params, &conn->ep);
-    if (status != UCS_OK) {
-        free(conn);
-        return STATUS_UNAVAILABLE;
-    }
-    conn_init(&conn->conn, &port->port, accepted);
-    *conn_out = conn;
-    return STATUS_OK;
+    return conn;
 }
 
 static enum status ucx_dial(struct port *base, const struct conn_address *address,
                             size_t address_index, struct conn **conn_out) {
-    ucp_ep_params_t params = {
-        .field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR,
-        .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER | UCP_EP_PARAMS_FLAGS_NO_LOOPBACK,
-        .sockaddr = {.addr = (const struct sockaddr *)&address->sockaddrs[address_index],
-                     .addrlen = address->sockaddr_bytes[address_index]}};
-    struct ucx_conn *conn;
-    enum status status = ucx_conn_make((struct ucx_port *)base, &params, false, &conn);
-    if (status == STATUS_OK) *conn_out = &conn->conn;
+    struct ucx_conn *conn = ucx_conn_make((struct ucx_port *)base);
+    if (conn == NULL) return STATUS_NO_MEMORY;
+    enum status status =
+        channel_dial(&conn->channel, (const struct sockaddr *)&address->sockaddrs[address_index],
+                     address->sockaddr_bytes[address_index]);
+    if (status != STATUS_OK) {
+        free(conn);
+        return status;
+    }
+    conn_init(&conn->conn, base, false);
+    channel_watch(conn);
+    *conn_out = &conn->conn;
+    return STATUS_OK;
+}
+
+static void ucx_watch_listener(struct ucx_port *port, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = NULL};
+    (void)epoll_ctl(port->channels_fd, EPOLL_CTL_MOD, port->listening_fd, &event);
+}
+
+// Takes in one connection; the next is there for the next progress.
+static void ucx_accept(struct ucx_port *port) {
+    if (!port_has_room_for_pending(&port->port)) {
+        port_evict_pending(&port->port);
+        return;
+    }
+    struct ucx_conn *conn = ucx_conn_make(port);
+    if (conn == NULL || !channel_accept(&conn->channel, port->listening_fd, conn->conn.peer,
+                                        sizeof(conn->conn.peer))) {
+        // No descriptor or memory is left: looking again at once would only burn a core.
+        free(conn);
+        port->accept_after_ms = port->port.now_ms + LINK_RETRY_MS;
+        ucx_watch_listener(port, 0);
+        return;
+    }
+    conn_init(&conn->conn, &port->port, true);
+    channel_watch(conn);
+}
+
+// -- the frames' way -----------------------------------------------------------------------------
+
+// Makes the worker of a connection and tells the peer where it is.
+static enum status ucx_offer_worker(struct ucx_conn *conn) {
+    struct ucx_port *port = ucx_port_of(&conn->conn);
+    enum status status = ucx_data_open(port->context, &conn->conn, &conn->conn.data);
+    if (status != STATUS_OK) return status;
+    struct ucx_data *data = conn->conn.data;
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = conn};
+    if (epoll_ctl(port->workers_fd, EPOLL_CTL_ADD, data->event_fd, &event) != 0) return STATUS_IO;
+    ucp_address_t *address;
+    size_t address_bytes;
+    status = ucx_data_address(data, &address, &address_bytes);
+    if (status != STATUS_OK) return status;
+    if (address_bytes <= LINK_WORKER_BYTES_MAX) {
+        struct link_worker worker = link_worker_make((uint32_t)address_bytes);
+        bool queued = channel_put(&conn->channel, &worker, sizeof(worker)) &&
+                      channel_put(&conn->channel, address, address_bytes);
+        status = queued ? STATUS_OK : STATUS_EXHAUSTED;
+    } else {
+        status = STATUS_EXHAUSTED;
+    }
+    ucx_data_free_address(data, address);
     return status;
 }
 
-static void connection_requested(ucp_conn_request_h request, void *arg) {
-    struct ucx_port *port = arg;
-    bool room = port->request_count < LINK_PENDING_COUNT_MAX &&
-                port->port.pending_count + port->request_count < LINK_PENDING_COUNT_MAX;
-    if (room) {
-        port->requests[port->request_count++] = request;
+// The sender answers with a worker of its own; the receiver offered one when it accepted.
+static void ucx_receive_worker(struct ucx_conn *conn, const void *address) {
+    struct conn *base = &conn->conn;
+    bool expected = base->link != NULL && (base->data == NULL) == !base->accepted &&
+                    (base->data == NULL || base->data->ep == NULL);
+    if (!expected) {
+        conn_refuse_message(base, "a worker out of place");
         return;
     }
-    port->port.refused_count++;
-    (void)ucp_listener_reject(port->listener, request);
-}
-
-static void name_peer(ucp_conn_request_h request, char *peer_out, size_t peer_capacity_bytes) {
-    ucp_conn_request_attr_t attributes = {.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR};
-    char host[sizeof(((struct conn *)NULL)->peer)], service[8];
-    snprintf(peer_out, peer_capacity_bytes, "an unknown address");
-    if (ucp_conn_request_query(request, &attributes) != UCS_OK) return;
-    const struct sockaddr *address = (const struct sockaddr *)&attributes.client_address;
-    if (getnameinfo(address, sizeof(attributes.client_address), host, sizeof(host), service,
-                    sizeof(service), NI_NUMERICHOST | NI_NUMERICSERV) == 0)
-        snprintf(peer_out, peer_capacity_bytes, "%s", host);
-}
-
-static void ucx_accept(struct ucx_port *port) {
-    for (size_t i = 0; i < port->request_count; i++) {
-        ucp_conn_request_h request = port->requests[i];
-        char peer[sizeof(((struct conn *)NULL)->peer)];
-        name_peer(request, peer, sizeof(peer));
-        ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST,
-                                  .conn_request = request};
-        struct ucx_conn *conn;
-        if (ucx_conn_make(port, &params, true, &conn) == STATUS_OK)
-            memcpy(conn->conn.peer, peer, sizeof(peer));
-        else
-            port->port.refused_count++;
+    if (base->data == NULL && ucx_offer_worker(conn) != STATUS_OK) {
+        conn_broke(base, "no UCX worker can be made");
+        return;
     }
-    port->request_count = 0;
+    if (ucx_data_join(base->data, address) == STATUS_OK) channel_send(conn);
 }
 
-static void conn_flushed(void *request, ucs_status_t status, void *user_data) {
-    struct ucx_conn *conn = user_data;
-    (void)status;
-    conn->conn.flushed = true;
-    ucp_request_free(request);
-    operation_ended(conn);
-}
-
-static void ucx_flush(struct conn *base) {
+static bool ucx_send_message(struct conn *base, const union link_message *message) {
     struct ucx_conn *conn = (struct ucx_conn *)base;
-    ucp_request_param_t param = {.op_attr_mask =
-                                     UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                 .cb.send = conn_flushed,
-                                 .user_data = conn};
-    ucs_status_ptr_t request = ucp_ep_flush_nbx(conn->ep, &param);
-    if (request == NULL || UCS_PTR_IS_ERR(request)) base->flushed = true;
-    else conn->operation_count++;
+    if (message->head.kind == LINK_ACCEPT && ucx_offer_worker(conn) != STATUS_OK) return false;
+    if (!channel_put(&conn->channel, message, link_message_bytes(message->head.kind))) return false;
+    channel_send(conn);
+    return true;
 }
 
-static void endpoint_closed(void *request, ucs_status_t status, void *user_data) {
-    struct ucx_conn *conn = user_data;
-    (void)status;
-    conn->closed = true;
-    ucp_request_free(request);
-    operation_ended(conn);
-}
-
-// A close that flushes cannot be turned into a forced one later, so what must leave is flushed
-// before (ucx_flush) and every close is forced.
-static void ucx_force(struct conn *base) {
-    struct ucx_conn *conn = (struct ucx_conn *)base;
-    ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
-                                                 UCP_OP_ATTR_FIELD_USER_DATA |
-                                                 UCP_OP_ATTR_FIELD_FLAGS,
-                                 .flags = UCP_EP_CLOSE_FLAG_FORCE,
-                                 .cb.send = endpoint_closed,
-                                 .user_data = conn};
-    conn->operation_count++;
-    ucs_status_ptr_t request = ucp_ep_close_nbx(conn->ep, &param);
-    if (request != NULL && !UCS_PTR_IS_ERR(request)) return;
-    conn->closed = true;
-    operation_ended(conn);
-}
-
-static void ucx_free_conn(struct conn *base) {
-    free(base);
+static void ucx_send_frame(struct conn *base, struct send_slot *slot) {
+    ucx_data_send_frame(base->data, slot);
 }
 
 // -- progress ------------------------------------------------------------------------------------
 
+static void channel_handle(struct ucx_conn *conn) {
+    size_t size_bytes;
+    enum status status;
+    while ((status = channel_first(&conn->channel, &size_bytes)) == STATUS_OK) {
+        const uint8_t *message = conn->channel.in;
+        struct link_message_head head;
+        memcpy(&head, message, sizeof(head));
+        if (head.kind == LINK_WORKER)
+            ucx_receive_worker(conn, message + sizeof(struct link_worker));
+        else
+            conn_receive_message(&conn->conn, message, size_bytes);
+        if (!conn_is_live(&conn->conn)) return;
+        channel_drop(&conn->channel, size_bytes);
+    }
+    if (status == STATUS_INVALID) conn_refuse_message(&conn->conn, "bytes that are no message");
+}
+
+static void channel_progress(struct ucx_conn *conn, uint32_t events) {
+    const char *reason;
+    if (conn->conn.phase == CONN_FORCED) return;
+    if (events & EPOLLOUT) channel_send(conn);
+    if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) == 0) return;
+    enum status status = channel_pull(&conn->channel, &reason);
+    if (conn_is_live(&conn->conn))
+        channel_handle(conn);
+    else
+        conn->channel.in_bytes = 0; // nobody listens any more
+    if (status != STATUS_OK) conn_broke(&conn->conn, reason);
+}
+
+static bool ucx_channels_progress(struct ucx_port *port) {
+    struct epoll_event events[16];
+    if (port->accept_after_ms != 0 && port->port.now_ms >= port->accept_after_ms) {
+        port->accept_after_ms = 0;
+        ucx_watch_listener(port, EPOLLIN);
+    }
+    int count = epoll_wait(port->channels_fd, events, 16, 0);
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.ptr == NULL)
+            ucx_accept(port);
+        else
+            channel_progress(events[i].data.ptr, events[i].events);
+    }
+    return count > 0;
+}
+
+// Whether everything of a closing connection has left.
+static void ucx_check_flushed(struct ucx_conn *conn) {
+    bool frames_left = conn->conn.data == NULL || conn->conn.data->flushed;
+    if (!conn->flushing || !frames_left || conn->channel.out_bytes > 0) return;
+    conn->conn.flushed = conn->conn.port->happened = true;
+}
+
+static void ucx_check_ended(struct ucx_conn *conn) {
+    struct conn *base = &conn->conn;
+    if (base->phase != CONN_FORCED || base->gone) return;
+    bool late = base->port->now_ms - conn->force_ms >= LINK_FORCE_MS;
+    if (base->data != NULL && !base->data->ended && !late) return;
+    ucx_data_close(base->data);
+    base->data = NULL;
+    base->gone = base->port->happened = true;
+}
+
+// Frames first: what a peer sent before it said goodbye is still taken.
 static bool ucx_progress(struct port *base) {
     struct ucx_port *port = (struct ucx_port *)base;
-    bool any = ucp_worker_progress(port->worker) != 0;
-    if (port->request_count > 0) {
-        ucx_accept(port);
-        any = true;
+    bool any = false;
+    for (struct conn *conn = base->conns; conn != NULL; conn = conn->next)
+        if (conn->data != NULL) any |= ucx_data_progress(conn->data);
+    any |= ucx_channels_progress(port);
+    for (struct conn *conn = base->conns; conn != NULL; conn = conn->next) {
+        if (conn->phase == CONN_OPEN) continue;
+        ucx_check_flushed((struct ucx_conn *)conn);
+        ucx_check_ended((struct ucx_conn *)conn);
     }
     return any;
 }
@@ -350,18 +258,53 @@ static bool ucx_spin(struct ucx_port *port, struct pollfd *wake) {
     return false;
 }
 
+// False: something came to a worker between the last look and the arming.
+static bool ucx_arm(struct ucx_port *port) {
+    for (struct conn *conn = port->port.conns; conn != NULL; conn = conn->next)
+        if (conn->data != NULL && conn->data->ep != NULL &&
+            ucp_worker_arm(conn->data->worker) != UCS_OK)
+            return false;
+    return true;
+}
+
 static void ucx_wait(struct port *base, int wake_fd, int timeout_ms) {
     struct ucx_port *port = (struct ucx_port *)base;
-    struct pollfd pollfds[2] = {{.fd = wake_fd, .events = POLLIN},
-                                {.fd = port->event_fd, .events = POLLIN}};
-    if (ucx_spin(port, pollfds)) {
+    struct pollfd pollfds[3] = {{.fd = wake_fd, .events = POLLIN},
+                                {.fd = port->channels_fd, .events = POLLIN},
+                                {.fd = port->workers_fd, .events = POLLIN}};
+    if (ucx_spin(port, pollfds))
         base->happened = true;
-        return;
-    }
-    // Busy: something came between the last look and the arming.
-    if (ucp_worker_arm(port->worker) != UCS_OK) return;
-    poll(pollfds, 2, timeout_ms);
+    else if (ucx_arm(port))
+        poll(pollfds, 3, timeout_ms);
 }
+
+// -- ending connections --------------------------------------------------------------------------
+
+static void ucx_flush(struct conn *base) {
+    struct ucx_conn *conn = (struct ucx_conn *)base;
+    conn->flushing = true;
+    if (base->data != NULL) ucx_data_flush(base->data);
+    ucx_check_flushed(conn);
+}
+
+static void ucx_force(struct conn *base) {
+    struct ucx_conn *conn = (struct ucx_conn *)base;
+    channel_close(&conn->channel);
+    conn->force_ms = base->port->now_ms;
+    if (base->data != NULL)
+        ucx_data_end(base->data);
+    else
+        base->gone = true;
+}
+
+static void ucx_free_conn(struct conn *base) {
+    struct ucx_conn *conn = (struct ucx_conn *)base;
+    channel_close(&conn->channel);
+    ucx_data_close(base->data);
+    free(conn);
+}
+
+// -- ports ---------------------------------------------------------------------------------------
 
 static enum status ucx_resolve(struct port *base, const char *text,
                                struct conn_address *address_out, struct error *error) {
@@ -375,23 +318,17 @@ static enum status ucx_resolve(struct port *base, const char *text,
                                 &address_out->count, error);
 }
 
-// -- ports ---------------------------------------------------------------------------------------
-
-static enum status ucx_error(struct error *error, const char *what, ucs_status_t status) {
-    return error_set(error, status == UCS_ERR_NO_MEMORY ? STATUS_NO_MEMORY : STATUS_IO, "%s: %s",
-                     what, ucs_status_string(status));
-}
-
 static void ucx_close(struct port *base) {
     struct ucx_port *port = (struct ucx_port *)base;
-    if (port->listener != NULL) ucp_listener_destroy(port->listener);
-    if (port->worker != NULL) ucp_worker_destroy(port->worker);
-    if (port->context != NULL) ucp_cleanup(port->context);
     while (base->conns != NULL) {
         struct conn *conn = base->conns;
         base->conns = conn->next;
         ucx_free_conn(conn);
     }
+    if (port->context != NULL) ucp_cleanup(port->context);
+    if (port->listening_fd >= 0) close(port->listening_fd);
+    if (port->channels_fd >= 0) close(port->channels_fd);
+    if (port->workers_fd >= 0) close(port->workers_fd);
     free(port);
 }
 
@@ -417,56 +354,25 @@ static enum status ucx_open_context(struct ucx_port *port, const struct sockaddr
                            .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
     ucs_status_t ucs_status = ucp_init(&params, config, &port->context);
     ucp_config_release(config);
-    return ucs_status == UCS_OK ? STATUS_OK : ucx_error(error, "UCX does not start", ucs_status);
-}
-
-static ucs_status_t ucx_set_handler(struct ucx_port *port, unsigned id, ucp_am_recv_callback_t cb) {
-    ucp_am_handler_param_t param = {
-        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
-                      UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-        .id = id,
-        .flags = UCP_AM_FLAG_WHOLE_MSG,
-        .cb = cb,
-        .arg = port};
-    return ucp_worker_set_am_recv_handler(port->worker, &param);
-}
-
-static enum status ucx_open_worker(struct ucx_port *port, struct error *error) {
-    ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
-                                  .thread_mode = UCS_THREAD_MODE_SINGLE};
-    ucs_status_t status = ucp_worker_create(port->context, &params, &port->worker);
-    if (status != UCS_OK) return ucx_error(error, "UCX worker", status);
-    ucp_worker_attr_t attributes = {.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER};
-    status = ucp_worker_query(port->worker, &attributes);
-    if (status != UCS_OK) return ucx_error(error, "UCX worker", status);
-    if (attributes.max_am_header < sizeof(union link_message))
-        return error_set(error, STATUS_IO, "UCX takes headers of %zu bytes only",
-                         attributes.max_am_header);
-    status = ucx_set_handler(port, AM_MESSAGE, message_arrived);
-    if (status == UCS_OK) status = ucx_set_handler(port, AM_FRAME, frame_arrived);
-    if (status == UCS_OK) status = ucp_worker_get_efd(port->worker, &port->event_fd);
-    return status == UCS_OK ? STATUS_OK : ucx_error(error, "UCX worker", status);
+    if (ucs_status == UCS_OK) return STATUS_OK;
+    return error_set(error, ucs_status == UCS_ERR_NO_MEMORY ? STATUS_NO_MEMORY : STATUS_IO,
+                     "UCX does not start: %s", ucs_status_string(ucs_status));
 }
 
 static enum status ucx_listen(struct ucx_port *port, const char *host,
                               const struct sockaddr_storage *address, socklen_t address_bytes,
                               struct error *error) {
-    ucp_listener_params_t params = {
-        .field_mask =
-            UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
-        .sockaddr = {.addr = (const struct sockaddr *)address, .addrlen = address_bytes},
-        .conn_handler = {.cb = connection_requested, .arg = port}};
-    ucs_status_t status = ucp_listener_create(port->worker, &params, &port->listener);
-    if (status != UCS_OK) return ucx_error(error, "cannot listen", status);
-    ucp_listener_attr_t attributes = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
-    status = ucp_listener_query(port->listener, &attributes);
-    if (status != UCS_OK) return ucx_error(error, "cannot listen", status);
-    char service[8];
-    if (getnameinfo((const struct sockaddr *)&attributes.sockaddr, sizeof(attributes.sockaddr),
-                    NULL, 0, service, sizeof(service), NI_NUMERICSERV) != 0)
-        return error_set(error, STATUS_IO, "cannot tell the port that was chosen");
-    link_address_join(host, (uint16_t)atoi(service), port->port.address,
-                      sizeof(port->port.address));
+    uint16_t port_number;
+    enum status status = channel_listen((const struct sockaddr *)address, address_bytes,
+                                        &port->listening_fd, &port_number, error);
+    if (status != STATUS_OK) return status;
+    port->channels_fd = epoll_create1(EPOLL_CLOEXEC);
+    port->workers_fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    if (port->channels_fd < 0 || port->workers_fd < 0 ||
+        epoll_ctl(port->channels_fd, EPOLL_CTL_ADD, port->listening_fd, &event) != 0)
+        return error_set(error, STATUS_IO, "epoll: %m");
+    link_address_join(host, port_number, port->port.address, sizeof(port->port.address));
     return STATUS_OK;
 }
 
@@ -475,17 +381,18 @@ enum status port_open_ucx(const char *host, uint16_t port_number, const struct p
     struct sockaddr_storage address;
     socklen_t address_bytes;
     size_t address_count;
-    enum status status = link_address_resolve(host, port_number, &address, &address_bytes, 1,
-                                              &address_count, error);
+    enum status status =
+        link_address_resolve(host, port_number, &address, &address_bytes, 1, &address_count, error);
     if (status != STATUS_OK) return STATUS_IO;
     struct ucx_port *port = memory_array(1, sizeof(*port));
     if (port == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory for a port");
     port_init(&port->port, &ucx_ops, config);
-    status = ucx_open_context(port, (const struct sockaddr *)&address, error);
-    if (status == STATUS_OK) status = ucx_open_worker(port, error);
-    if (status == STATUS_OK) status = ucx_listen(port, host, &address, address_bytes, error);
+    port->listening_fd = port->channels_fd = port->workers_fd = -1;
+    status = ucx_listen(port, host, &address, address_bytes, error);
+    if (status == STATUS_OK)
+        status = ucx_open_context(port, (const struct sockaddr *)&address, error);
     if (status != STATUS_OK) {
-        error_prefix(error, "%s port %u", host, (unsigned)port_number);
+        error_prefix(error, "data plane at %s port %u", host, (unsigned)port_number);
         ucx_close(&port->port);
         return status;
     }

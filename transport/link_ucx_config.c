@@ -24,16 +24,22 @@ struct ucx_setting {
 };
 
 static const struct ucx_setting ucx_settings[] = {
-    // Without these two, an endpoint that reports errors goes by TCP even between local processes.
+    // Without this and the next, an endpoint that reports errors goes by TCP between local
+    // processes.
     {"MM_ERROR_HANDLING", "y"},
-    {"CMA_MEMORY_INVALIDATE", "y"},
     // From here on the receiver fetches a frame straight into its buffer.
     {"RNDV_THRESH", "128k"},
     // One frame takes one way: no striping over interfaces of different speed.
     {"MAX_RNDV_LANES", "1"},
-    // A restarted process can listen on the same port at once.
-    {"TCP_CM_REUSEADDR", "y"},
 };
+
+// UCX before 1.17 knows a component's own settings without the component's prefix.
+static const char *cma_invalidate_name(void) {
+    unsigned major, minor, release;
+    ucp_get_version(&major, &minor, &release);
+    bool prefixed = major > 1 || (major == 1 && minor >= 17);
+    return prefixed ? "CMA_MEMORY_INVALIDATE" : "MEMORY_INVALIDATE";
+}
 
 static enum status config_set(ucp_config_t *config, const char *name, const char *value,
                               struct error *error) {
@@ -55,6 +61,8 @@ enum status ucx_config_make(const struct sockaddr *listening, ucp_config_t **con
         status = config_set(config, ucx_settings[i].name, ucx_settings[i].value, error);
         if (status != STATUS_OK) goto release_config;
     }
+    status = config_set(config, cma_invalidate_name(), "y", error);
+    if (status != STATUS_OK) goto release_config;
     if (ucx_devices_of(listening, devices, sizeof(devices)))
         status = config_set(config, "NET_DEVICES", devices, error);
     if (status != STATUS_OK) goto release_config;

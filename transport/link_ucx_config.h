@@ -8,12 +8,13 @@
 
 #include "base/status.h"
 
-// Settings for a port that listens on `listening`. The caller releases them with ucp_config_release.
-// STATUS_IO: UCX refuses a setting; the error names it.
+// Settings for a port that listens on `listening`. The caller releases them with
+// ucp_config_release. STATUS_IO: UCX refuses a setting; the error names it.
 MUST_USE enum status ucx_config_make(const struct sockaddr *listening, ucp_config_t **config_out,
                                      struct error *error);
 
-// The network devices for a listening address, in the form of UCX's NET_DEVICES; false: all of them.
+// The network devices for a listening address, in the form of UCX's NET_DEVICES; false: all of
+// them.
 //
 //   127.0.0.1, ::1   "lo". Processes of one machine move large frames by shared memory and CMA; the
 //                    loopback carries the connection's set-up, and frames where CMA is forbidden.

@@ -19,13 +19,20 @@ union link_message link_message_make(enum link_message_kind kind) {
 
 size_t link_message_bytes(uint16_t kind) {
     switch (kind) {
-    case LINK_HELLO: return sizeof(struct link_hello);
-    case LINK_ACCEPT: return sizeof(struct link_accept);
-    case LINK_REFUSE: return sizeof(struct link_refuse);
-    case LINK_CREDIT: return sizeof(struct link_credit);
-    case LINK_PING: return sizeof(struct link_ping);
-    case LINK_BYE: return sizeof(struct link_bye);
-    default: return 0;
+    case LINK_HELLO:
+        return sizeof(struct link_hello);
+    case LINK_ACCEPT:
+        return sizeof(struct link_accept);
+    case LINK_REFUSE:
+        return sizeof(struct link_refuse);
+    case LINK_CREDIT:
+        return sizeof(struct link_credit);
+    case LINK_PING:
+        return sizeof(struct link_ping);
+    case LINK_BYE:
+        return sizeof(struct link_bye);
+    default:
+        return 0;
     }
 }
 
@@ -54,13 +61,20 @@ static bool accept_is_valid(const struct link_accept *accept) {
 
 static bool fields_are_valid(const union link_message *message) {
     switch (message->head.kind) {
-    case LINK_HELLO: return hello_is_valid(&message->hello);
-    case LINK_ACCEPT: return accept_is_valid(&message->accept);
-    case LINK_REFUSE: return message->refuse.reserved == 0;
-    case LINK_CREDIT: return true; // the count is held against the link's own
-    case LINK_PING: return message->ping.reserved == 0;
-    case LINK_BYE: return message->bye.reserved == 0;
-    default: return false;
+    case LINK_HELLO:
+        return hello_is_valid(&message->hello);
+    case LINK_ACCEPT:
+        return accept_is_valid(&message->accept);
+    case LINK_REFUSE:
+        return message->refuse.reserved == 0;
+    case LINK_CREDIT:
+        return true; // the count is held against the link's own
+    case LINK_PING:
+        return message->ping.reserved == 0;
+    case LINK_BYE:
+        return message->bye.reserved == 0;
+    default:
+        return false;
     }
 }
 
@@ -101,13 +115,47 @@ enum status link_frame_notice_parse(const void *data, size_t size_bytes,
     return STATUS_OK;
 }
 
+struct link_worker link_worker_make(uint32_t address_bytes) {
+    return (struct link_worker){.head = head_make(LINK_WORKER), .address_bytes = address_bytes};
+}
+
+static size_t stream_worker_bytes(const void *data, size_t available_bytes) {
+    struct link_worker worker;
+    if (available_bytes < sizeof(worker)) return 0;
+    memcpy(&worker, data, sizeof(worker));
+    if (worker.reserved != 0 || worker.address_bytes == 0 ||
+        worker.address_bytes > LINK_WORKER_BYTES_MAX)
+        return SIZE_MAX;
+    return sizeof(worker) + worker.address_bytes;
+}
+
+size_t link_stream_message_bytes(const void *data, size_t available_bytes) {
+    struct link_message_head head;
+    if (available_bytes < sizeof(head)) return 0;
+    memcpy(&head, data, sizeof(head));
+    if (head.magic != LINK_WIRE_MAGIC) return SIZE_MAX;
+    if (head.version != LINK_WIRE_VERSION) {
+        if (head.kind == LINK_REFUSE) return sizeof(struct link_refuse);
+        return head.kind == LINK_HELLO ? sizeof(head) : SIZE_MAX;
+    }
+    if (head.kind == LINK_WORKER) return stream_worker_bytes(data, available_bytes);
+    size_t bytes = link_message_bytes(head.kind);
+    return bytes == 0 ? SIZE_MAX : bytes;
+}
+
 const char *link_refusal_text(uint32_t reason) {
     switch (reason) {
-    case LINK_REFUSED_LINK: return "the peer does not expect this link";
-    case LINK_REFUSED_EPOCH: return "the peer expects another epoch";
-    case LINK_REFUSED_TAKEN: return "the peer has a sender for this link already";
-    case LINK_REFUSED_FRAME_BYTES: return "the peer takes only smaller frames";
-    case LINK_REFUSED_VERSION: return "the peer speaks another version of the link protocol";
-    default: return "the peer refuses for an unknown reason";
+    case LINK_REFUSED_LINK:
+        return "the peer does not expect this link";
+    case LINK_REFUSED_EPOCH:
+        return "the peer expects another epoch";
+    case LINK_REFUSED_TAKEN:
+        return "the peer has a sender for this link already";
+    case LINK_REFUSED_FRAME_BYTES:
+        return "the peer takes only smaller frames";
+    case LINK_REFUSED_VERSION:
+        return "the peer speaks another version of the link protocol";
+    default:
+        return "the peer refuses for an unknown reason";
     }
 }

@@ -1,13 +1,18 @@
-// link_wire: the messages that the two ends of a link exchange beside frames. One fixed layout each,
-// little-endian; this header is their definition. A message travels whole or not at all.
+// link_wire: the messages that the two ends of a link exchange beside frames. One fixed layout
+// each, little-endian; this header is their definition.
 //
 //   sender                      receiver
 //   HELLO  ------------------->           epoch, link id, wanted credits, largest frame
+//          <-------------------  WORKER   where UCX finds the receiver            (ucx only)
 //          <-------------------  ACCEPT   granted credits        (or REFUSE with a reason)
+//   WORKER ------------------->           where UCX finds the sender              (ucx only)
 //   FRAME  ------------------->           notice with the sequence, and the frame itself
 //          <-------------------  CREDIT   frames released so far, of all since ACCEPT
 //   PING   <------------------>  PING     every LINK_PING_MS
 //   BYE    <------------------>  BYE      this end closes the link
+//
+// link_ucx sends messages one after the other over a TCP connection of its own, and frames with
+// their notices as UCX active messages.
 #pragma once
 
 #include <stddef.h>
@@ -29,7 +34,8 @@ enum link_message_kind {
     LINK_CREDIT = 4,
     LINK_PING = 5,
     LINK_BYE = 6,
-    LINK_FRAME = 7, // only in a link_frame_notice
+    LINK_FRAME = 7,  // only in a link_frame_notice
+    LINK_WORKER = 8, // only between carriers: struct link_worker
 };
 
 // Opens every message. It and REFUSE keep their layout in every version.
@@ -94,6 +100,14 @@ struct link_bye {
 };
 _Static_assert(sizeof(struct link_bye) == 16, "bye is 16 bytes on the wire");
 
+// The address of the UCX worker that a connection's frames go to or come from; its bytes follow.
+struct link_worker {
+    struct link_message_head head;
+    uint32_t address_bytes; // 1..LINK_WORKER_BYTES_MAX
+    uint32_t reserved;      // zero
+};
+_Static_assert(sizeof(struct link_worker) == 16, "worker is 16 bytes on the wire");
+
 union link_message {
     struct link_message_head head;
     struct link_hello hello;
@@ -126,6 +140,12 @@ MUST_USE enum status link_message_parse(const void *data, size_t size_bytes,
 struct link_frame_notice link_frame_notice_make(uint64_t sequence);
 MUST_USE enum status link_frame_notice_parse(const void *data, size_t size_bytes,
                                              struct link_frame_notice *notice_out);
+
+struct link_worker link_worker_make(uint32_t address_bytes);
+
+// How many bytes the message has that a stream goes on with, of which `available_bytes` are here.
+// 0: too few are here to tell. SIZE_MAX: no message begins like this.
+size_t link_stream_message_bytes(const void *data, size_t available_bytes);
 
 // A clause such as "the peer expects another epoch".
 const char *link_refusal_text(uint32_t reason);

@@ -171,8 +171,10 @@ static void check_flow(struct world *world, uint32_t credit_count, uint64_t fram
             world_fill(frame, sent, random_bytes(sent));
             uint32_t returned_before = sender.returned_count--;
             full = !link_send(sender.link, frame);
-            if (full) sender.returned_count = returned_before;
-            else sent++;
+            if (full)
+                sender.returned_count = returned_before;
+            else
+                sent++;
             assert_true(sent - released <= credit_count);
         }
         (void)world_poll(world);
@@ -314,14 +316,18 @@ static void link_closes_in_every_state(void **state) {
                 world_fill(frames[i], (uint64_t)i, i == 0 ? 1 << 20 : 1000);
                 assert_true(link_send(sender.link, frames[i]));
             }
-            if (closer == 0) link_close(receiver.link);
-            else link_close(sender.link);
+            if (closer == 0)
+                link_close(receiver.link);
+            else
+                link_close(sender.link);
             if (closer == 1) memset(frames[0]->data, 0xee, frames[0]->size_bytes);
             world_run(&world, 20);
             for (uint32_t i = 0; i < receiver.held_count; i++)
                 link_release(receiver.link, receiver.held[i]);
-            if (closer == 0) link_close(sender.link);
-            else link_close(receiver.link);
+            if (closer == 0)
+                link_close(sender.link);
+            else
+                link_close(receiver.link);
             world_close(&world);
             frame_close(frames[0]);
             frame_close(frames[1]);
@@ -533,8 +539,8 @@ static void ucx_link_is_lost_when_its_peer_is_stopped_while_sending(void **state
 
 static void ucx_frames_come_back_when_the_receiver_is_stopped(void **state) {
     (void)state;
-    // The receiver is the child here, in the shape of a second sender's port that never polls again:
-    // the parent sends by rendezvous into a port that nobody progresses.
+    // The receiver is the child here, in the shape of a second sender's port that never polls
+    // again: the parent sends by rendezvous into a port that nobody progresses.
     struct world world, half;
     struct end receiver, sender;
     world_open(&world, true);
@@ -645,9 +651,9 @@ static void link_messages_are_refused_unless_to_the_letter(void **state) {
 static void link_addresses_are_split_and_joined(void **state) {
     (void)state;
     static const char *const good[] = {"10.0.0.7:7000", "[::1]:1", "stage-0.pipe:65535"};
-    static const char *const bad[] = {"",        "host",      ":1",       "host:",   "host:0",
-                                      "host:65536", "::1:80", "[::1]",    "[]:1",    "host:1x",
-                                      "host:-1", "host:000001", "host: 1"};
+    static const char *const bad[] = {"",           "host",        ":1",     "host:", "host:0",
+                                      "host:65536", "::1:80",      "[::1]",  "[]:1",  "host:1x",
+                                      "host:-1",    "host:000001", "host: 1"};
     char host[64], text[80];
     uint16_t port_number;
     struct error error;

@@ -85,9 +85,8 @@ static inline struct port *world_add_port(struct world *world) {
     struct port_config config = {.clock = world_clock(), .handler = &world_handler};
     struct error error = {0};
     struct port **port = &world->ports[world->port_count];
-    enum status status = world->hub != NULL
-                             ? port_open_local(world->hub, &config, port)
-                             : port_open_ucx("127.0.0.1", 0, &config, port, &error);
+    enum status status = world->hub != NULL ? port_open_local(world->hub, &config, port)
+                                            : port_open_ucx("127.0.0.1", 0, &config, port, &error);
     if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error.text);
     world->port_count++;
     return *port;
@@ -139,10 +138,8 @@ static inline void world_push(struct world *world, uint64_t total_ms) {
 }
 
 static inline struct link_config world_config(uint32_t credit_count, size_t frame_bytes_max) {
-    return (struct link_config){.epoch = 7,
-                                .link_id = 2,
-                                .credit_count = credit_count,
-                                .frame_bytes_max = frame_bytes_max};
+    return (struct link_config){
+        .epoch = 7, .link_id = 2, .credit_count = credit_count, .frame_bytes_max = frame_bytes_max};
 }
 
 static inline void world_expect(struct port *port, const struct link_config *config,
@@ -205,8 +202,8 @@ static inline void world_verify(const struct frame *frame, uint64_t step, size_t
     const struct frame_header *header = (const struct frame_header *)frame->data;
     assert_int_equal(header->step, step);
     assert_int_equal(frame->size_bytes, sizeof(*header) + payload_bytes);
-    assert_memory_equal(frame->data + sizeof(*header),
-                        world_text() + step * 64 % (TEXT_BYTES / 2), payload_bytes);
+    assert_memory_equal(frame->data + sizeof(*header), world_text() + step * 64 % (TEXT_BYTES / 2),
+                        payload_bytes);
 }
 
 static inline struct frame *world_frame(size_t payload_bytes) {

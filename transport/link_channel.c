@@ -1,0 +1,129 @@
+#include "transport/link_channel.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/check.h"
+
+enum { LISTEN_BACKLOG_COUNT = 128 };
+
+enum status channel_listen(const struct sockaddr *address, socklen_t address_bytes, int *fd_out,
+                           uint16_t *port_number_out, struct error *error) {
+    const char *what = "socket";
+    int on = 1;
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) goto fail;
+    // A restarted process can listen on its port at once.
+    what = "setsockopt";
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0) goto fail;
+    what = "cannot bind";
+    if (bind(fd, address, address_bytes) != 0) goto fail;
+    what = "cannot listen";
+    if (listen(fd, LISTEN_BACKLOG_COUNT) != 0) goto fail;
+    what = "cannot tell its port";
+    struct sockaddr_storage bound;
+    socklen_t bound_bytes = sizeof(bound);
+    if (getsockname(fd, (struct sockaddr *)&bound, &bound_bytes) != 0) goto fail;
+    *port_number_out =
+        ntohs(bound.ss_family == AF_INET6 ? ((const struct sockaddr_in6 *)&bound)->sin6_port
+                                          : ((const struct sockaddr_in *)&bound)->sin_port);
+    *fd_out = fd;
+    return STATUS_OK;
+fail:
+    (void)error_set(error, STATUS_IO, "%s: %s", what, strerror(errno));
+    if (fd >= 0) close(fd);
+    return STATUS_IO;
+}
+
+static void channel_init(struct channel *channel, int fd) {
+    int on = 1;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    channel->fd = fd;
+    channel->in_bytes = channel->out_bytes = 0;
+}
+
+enum status channel_dial(struct channel *channel, const struct sockaddr *address,
+                         socklen_t address_bytes) {
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return STATUS_IO;
+    channel_init(channel, fd);
+    if (connect(fd, address, address_bytes) == 0 || errno == EINPROGRESS) return STATUS_OK;
+    channel_close(channel);
+    return STATUS_IO;
+}
+
+bool channel_accept(struct channel *channel, int listening_fd, char *peer_out,
+                    size_t peer_capacity_bytes) {
+    struct sockaddr_storage peer;
+    socklen_t peer_bytes = sizeof(peer);
+    int fd =
+        accept4(listening_fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) return false;
+    channel_init(channel, fd);
+    if (getnameinfo((const struct sockaddr *)&peer, peer_bytes, peer_out,
+                    (socklen_t)peer_capacity_bytes, NULL, 0, NI_NUMERICHOST) != 0)
+        snprintf(peer_out, peer_capacity_bytes, "an unknown address");
+    return true;
+}
+
+void channel_close(struct channel *channel) {
+    if (channel->fd >= 0) close(channel->fd);
+    channel->fd = -1;
+}
+
+bool channel_put(struct channel *channel, const void *data, size_t size_bytes) {
+    if (size_bytes > sizeof(channel->out) - channel->out_bytes) return false;
+    memcpy(channel->out + channel->out_bytes, data, size_bytes);
+    channel->out_bytes += size_bytes;
+    return true;
+}
+
+static bool is_not_now(int error_number) {
+    return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
+}
+
+enum status channel_push(struct channel *channel, const char **reason_out) {
+    while (channel->out_bytes > 0) {
+        ssize_t sent = send(channel->fd, channel->out, channel->out_bytes, MSG_NOSIGNAL);
+        if (sent < 0 && is_not_now(errno)) return STATUS_OK;
+        if (sent < 0) {
+            *reason_out = strerrordesc_np(errno);
+            return STATUS_UNAVAILABLE;
+        }
+        channel->out_bytes -= (size_t)sent;
+        memmove(channel->out, channel->out + sent, channel->out_bytes);
+    }
+    return STATUS_OK;
+}
+
+enum status channel_pull(struct channel *channel, const char **reason_out) {
+    size_t room_bytes = sizeof(channel->in) - channel->in_bytes;
+    if (room_bytes == 0) return STATUS_OK;
+    ssize_t got = recv(channel->fd, channel->in + channel->in_bytes, room_bytes, 0);
+    if (got < 0 && is_not_now(errno)) return STATUS_OK;
+    if (got <= 0) {
+        *reason_out = got == 0 ? "the peer closed the connection" : strerrordesc_np(errno);
+        return STATUS_UNAVAILABLE;
+    }
+    channel->in_bytes += (size_t)got;
+    return STATUS_OK;
+}
+
+enum status channel_first(const struct channel *channel, size_t *size_bytes_out) {
+    size_t size_bytes = link_stream_message_bytes(channel->in, channel->in_bytes);
+    if (size_bytes == SIZE_MAX) return STATUS_INVALID;
+    if (size_bytes == 0 || size_bytes > channel->in_bytes) return STATUS_UNAVAILABLE;
+    *size_bytes_out = size_bytes;
+    return STATUS_OK;
+}
+
+void channel_drop(struct channel *channel, size_t size_bytes) {
+    CHECK(size_bytes <= channel->in_bytes);
+    channel->in_bytes -= size_bytes;
+    memmove(channel->in, channel->in + size_bytes, channel->in_bytes);
+}
