@@ -125,11 +125,15 @@ static uint64_t item_bytes(const struct item *item) {
     return element_bytes(item) * (item->row_count == 0 ? 1 : item->row_count) * item->column_count;
 }
 
-// Byte `index` of a tensor, another one in each tensor.
-static inline unsigned char item_byte(const char *name, uint64_t index) {
+// Byte `index` of a tensor, another one in each tensor: the seed is made from its name.
+static unsigned item_seed(const char *name) {
     unsigned seed = 17;
     for (; *name != '\0'; name++)
         seed = seed * 31 + (unsigned char)*name;
+    return seed;
+}
+
+static inline unsigned char item_byte(unsigned seed, uint64_t index) {
     return (unsigned char)((seed + index * 7 + index / 251) >> (index % 3));
 }
 
@@ -180,8 +184,10 @@ static inline void write_file(const struct checkpoint *checkpoint, const char *n
     for (size_t i = 0; i < checkpoint->item_count; i++) {
         const struct item *item = &checkpoint->items[i];
         if (!is_in(item, shard)) continue;
-        for (uint64_t j = 0; j < item_bytes(item); j++)
-            putc_unlocked(item_byte(item->name, j), out);
+        unsigned seed = item_seed(item->name);
+        uint64_t size_bytes = item_bytes(item);
+        for (uint64_t j = 0; j < size_bytes; j++)
+            putc_unlocked(item_byte(seed, j), out);
     }
     assert_int_equal(fclose(out), 0);
 }
