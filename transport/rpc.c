@@ -61,8 +61,7 @@ enum rpc_code rpc_code_of(enum status status) {
     return RPC_UNKNOWN;
 }
 
-// -- the library
-// -----------------------------------------------------------------------------------
+// -- the library ---------------------------------------------------------------------------------
 
 // What gRPC calls errors are mostly peers that come and go, which its callers are told anyway.
 static void write_grpc_log(gpr_log_func_args *args) {
@@ -88,8 +87,7 @@ grpc_arg rpc_argument(const char *key, int value) {
     return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
-// -- the thread
-// ------------------------------------------------------------------------------------
+// -- the thread ----------------------------------------------------------------------------------
 
 static void *run_queue(void *context) {
     struct rpc *rpc = context;
@@ -108,8 +106,7 @@ bool rpc_is_own_thread(struct rpc *rpc) {
     return pthread_equal(pthread_self(), rpc->thread) != 0;
 }
 
-// -- life
-// ------------------------------------------------------------------------------------------
+// -- life ----------------------------------------------------------------------------------------
 
 static struct rpc_config with_defaults(const struct rpc_config *config) {
     struct rpc_config result = *config;

@@ -15,8 +15,7 @@ static void on_send(void *owner, bool success);
 static void on_receive(void *owner, bool success);
 static void on_close(void *owner, bool success);
 
-// -- life
-// ------------------------------------------------------------------------------------------
+// -- life ----------------------------------------------------------------------------------------
 
 struct rpc_call *rpc_call_new(struct rpc *rpc) {
     struct rpc_call *call = calloc(1, sizeof(*call));
@@ -122,8 +121,7 @@ static void settle(struct rpc_call *call) {
     if (is_finished) finish(call);
 }
 
-// -- batches; the mutex is held
-// --------------------------------------------------------------------
+// -- batches; the mutex is held ------------------------------------------------------------------
 
 static void start_batch(struct rpc_call *call, struct rpc_tag *tag, const grpc_op *ops,
                         size_t op_count) {
@@ -228,8 +226,7 @@ void rpc_call_start_receive(struct rpc_call *call) {
     pthread_mutex_unlock(&call->mutex);
 }
 
-// -- receiving; on the rpc thread
-// -------------------------------------------------------------------
+// -- receiving; on the rpc thread ----------------------------------------------------------------
 
 // Ends the call because the peer sent what it must not. The peer's own status may be here already:
 // ours goes before it.
@@ -350,8 +347,7 @@ static void on_receive(void *owner, bool success) {
     settle(call);
 }
 
-// -- the other tags
-// ----------------------------------------------------------------------------------
+// -- the other tags ------------------------------------------------------------------------------
 
 static void on_send(void *owner, bool success) {
     struct rpc_call *call = owner;
@@ -387,8 +383,7 @@ static void on_close(void *owner, bool success) {
     settle(call);
 }
 
-// -- what owners do, on any thread
-// -------------------------------------------------------------------
+// -- what owners do, on any thread ---------------------------------------------------------------
 
 static struct rpc_message_node *pack(const ProtobufCMessage *message) {
     struct rpc_message_node *node = calloc(1, sizeof(*node));

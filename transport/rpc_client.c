@@ -11,8 +11,7 @@
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
 
-// -- channels
-// --------------------------------------------------------------------------------------
+// -- channels ------------------------------------------------------------------------------------
 
 static grpc_channel *create_channel(const struct rpc_config *config, const char *target) {
     grpc_arg arguments[] = {
@@ -64,8 +63,7 @@ void rpc_channel_close(struct rpc_channel *channel) {
     free(channel);
 }
 
-// -- calls
-// -----------------------------------------------------------------------------------------
+// -- calls ---------------------------------------------------------------------------------------
 
 static gpr_timespec deadline_after(uint32_t deadline_ms) {
     if (deadline_ms == 0) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
@@ -138,8 +136,7 @@ enum status rpc_call_begin(struct rpc_channel *channel, const ProtobufCServiceDe
     return STATUS_OK;
 }
 
-// -- waiting
-// ---------------------------------------------------------------------------------------
+// -- waiting -------------------------------------------------------------------------------------
 
 struct wait {
     pthread_mutex_t mutex;

@@ -137,8 +137,7 @@ struct rpc_call {
     struct error end_message;
 };
 
-// -- rpc.c
-// -----------------------------------------------------------------------------------------
+// -- rpc.c ---------------------------------------------------------------------------------------
 
 // Counts the call and puts it on the list. STATUS_UNAVAILABLE when closing, STATUS_EXHAUSTED.
 // `always`: counts it also beyond the limit and while closing.
@@ -148,13 +147,11 @@ bool rpc_is_own_thread(struct rpc *rpc);
 // A number argument for a channel or server.
 grpc_arg rpc_argument(const char *key, int value);
 
-// -- rpc_server.c
-// ----------------------------------------------------------------------------------
+// -- rpc_server.c --------------------------------------------------------------------------------
 
 void rpc_slot_post(struct rpc_slot *slot);
 
-// -- rpc_call.c
-// ------------------------------------------------------------------------------------
+// -- rpc_call.c ----------------------------------------------------------------------------------
 
 // With two references: the first is dropped when the call is over. NULL: no memory.
 struct rpc_call *rpc_call_new(struct rpc *rpc);

@@ -11,8 +11,7 @@
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
 
-// -- routes
-// ----------------------------------------------------------------------------------------
+// -- routes --------------------------------------------------------------------------------------
 
 static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
                              const struct rpc_method *method, void *service_ctx,
@@ -60,8 +59,7 @@ static const struct rpc_route *find_route(const struct rpc *rpc, grpc_slice path
     return NULL;
 }
 
-// -- new calls; on the rpc thread
-// --------------------------------------------------------------------
+// -- new calls; on the rpc thread ----------------------------------------------------------------
 
 static void read_peer(struct rpc_call *call) {
     char *peer = grpc_call_get_peer(call->grpc);
@@ -141,8 +139,7 @@ void rpc_slot_post(struct rpc_slot *slot) {
                                    queue, queue, &slot->tag) == GRPC_CALL_OK);
 }
 
-// -- listening
-// ---------------------------------------------------------------------------------------
+// -- listening -----------------------------------------------------------------------------------
 
 // gRPC reads a whole message before it compares its size with the limit; only a quota bounds what
 // all connections may hold. Beyond it gRPC resets streams, which clients see as RESOURCE_EXHAUSTED.

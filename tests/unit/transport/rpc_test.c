@@ -1,8 +1,6 @@
 // Calls between a server and a client over loopback.
 #include "rpc_world.h"
 
-#include "base/limits.h"
-
 static void unary_call_gets_its_answer(void **state) {
     (void)state;
     struct world world;

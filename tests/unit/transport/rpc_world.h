@@ -144,8 +144,7 @@ static inline uint64_t now_ms(void) {
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-// -- the server's handlers
-// -------------------------------------------------------------------------
+// -- the server's handlers -----------------------------------------------------------------------
 
 struct server_call {
     struct world *world;
@@ -296,8 +295,7 @@ static inline const struct rpc_method *world_control(void) {
     return methods;
 }
 
-// -- life
-// ------------------------------------------------------------------------------------------
+// -- life ----------------------------------------------------------------------------------------
 
 static inline void world_serve(struct world *world, const struct rpc_config *config,
                                const char *address) {
@@ -344,8 +342,7 @@ static inline void world_close(struct world *world) {
     seen_fini(&world->server);
 }
 
-// -- the client
-// ------------------------------------------------------------------------------------
+// -- the client ----------------------------------------------------------------------------------
 
 static inline enum rpc_code tokenize(struct world *world, const char *text, uint32_t deadline_ms,
                                      uint32_t *id_out, struct error *error) {
