@@ -63,9 +63,10 @@ static void print_stage(const Stagecoach__V1__Stage *stage) {
 }
 
 static int print_table(const Stagecoach__V1__Pipeline *pipeline) {
+    bool is_running = pipeline->state == STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_RUNNING;
     printf("model %s: %s, epoch %" PRIu64 "%s%s\n", pipeline->model_name,
-           pipeline_state_word(pipeline->state), pipeline->epoch,
-           pipeline->explanation[0] != '\0' ? ": " : "", pipeline->explanation);
+           pipeline_state_word(pipeline->state), pipeline->epoch, is_running ? "" : ": ",
+           is_running ? "" : pipeline->explanation);
     printf("stages %zu of %u, requests %u running and %u waiting, KV blocks %u of %u used\n",
            pipeline->n_stages, pipeline->stage_count, pipeline->request_running_count,
            pipeline->request_waiting_count, pipeline->kv_block_used_count,

@@ -17,7 +17,8 @@ import time
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("STAGECOACH_BUILD", SOURCE / "build" / "release"))
 BIN = BUILD / "bin"
-MODEL = SOURCE / "deploy" / "demo-model" / "checkpoint"
+MODEL = pathlib.Path(os.environ.get("STAGECOACH_TEST_MODEL",
+                                    SOURCE / "deploy" / "demo-model" / "checkpoint"))
 PROMPT = "Question: What is 27 plus 45? Answer:"
 
 _cache = (BUILD / "CMakeCache.txt").read_text()
@@ -122,7 +123,8 @@ class Completion:
 class Pipeline:
     """A coordinator and its stages. Use as a context manager: on leaving, all must end cleanly."""
 
-    def __init__(self, stages=2, model=MODEL, coordinator=(), stage=(), wait=True):
+    def __init__(self, stages=2, wanted=None, model=MODEL, coordinator=(), stage=(), wait=True):
+        """`stages` are started; the coordinator plans for `wanted` of them, all by default."""
         self.stage_options = stage
         self.stages = []
         self.is_killed = set()
@@ -130,7 +132,7 @@ class Pipeline:
         port_file = pathlib.Path(self.folder.name, "port")
         self.coordinator = Process(
             "coordinator", BIN / "stagecoach-coordinator", "--model", model, "--listen",
-            "127.0.0.1:0", "--port-file", port_file, "--stages", stages, *coordinator)
+            "127.0.0.1:0", "--port-file", port_file, "--stages", wanted or stages, *coordinator)
         try:
             wait_until(lambda: port_file.exists() or not self.coordinator.is_running(), 10,
                        "the coordinator listens")
@@ -158,6 +160,12 @@ class Pipeline:
 
     def pipeline(self):
         return self.admin.GetPipeline(admin_pb2.GetPipelineRequest(), timeout=10 * PATIENCE)
+
+    def check_running(self):
+        """Every process must still be there; once one is gone, further tests say only that."""
+        gone = [p.name for p in self.processes() if not p.is_running()]
+        if gone:
+            raise AssertionError(f"ended unasked: {', '.join(gone)}")
 
     def wait_running(self, seconds=20):
         wait_until(lambda: self.pipeline().state == admin_pb2.PIPELINE_STATE_RUNNING, seconds,
@@ -212,18 +220,21 @@ class Pipeline:
         return self
 
     def __exit__(self, kind, value, trace):
+        self.close(has_failed=kind is not None)
+
+    def close(self, has_failed=False):
+        """Everything ends; raises and shows the logs when something did not end cleanly."""
         try:
             bad = self.stop()
-            if bad and kind is None:
-                raise AssertionError("; ".join(bad))
-        except BaseException:
-            kind = AssertionError
-            raise
+        except AssertionError as error:
+            bad = [str(error)]
         finally:
-            if kind is not None:
-                self.print_logs()
             self.kill_all()
             self.folder.cleanup()
+        if bad or has_failed:
+            self.print_logs()
+        if bad and not has_failed:
+            raise AssertionError("; ".join(bad))
 
 
 @contextlib.contextmanager
