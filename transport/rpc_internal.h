@@ -91,10 +91,10 @@ struct rpc_message_node {
 // only memory for those who still hold a reference.
 struct rpc_call {
     atomic_uint reference_count;
-    struct rpc *rpc; // not to be used once over: it may be gone
     bool is_server;
     bool sends_many, receives_many;
-    bool has_owner; // false for a server's call that is refused: there are no callbacks
+    bool has_owner;  // false for a server's call that is refused: there are no callbacks
+    struct rpc *rpc; // not to be used once over: it may be gone
     struct rpc_handler handler;
     void *ctx;
     const ProtobufCMessageDescriptor *send_type, *receive_type; // NULL without owner
@@ -107,22 +107,17 @@ struct rpc_call {
 
     // Owned by the rpc thread.
     grpc_byte_buffer *received;
-    uint32_t received_count;
     ProtobufCMessage *request; // of a call with one request: kept until its end has been read
-    bool initial_metadata_asked;
-    int cancelled;                         // server: out of the close batch
-    grpc_status_code status;               // client: out of the close batch
-    grpc_slice status_details;             // client
+    grpc_slice status_details; // client: out of the close batch, like status
     grpc_metadata_array initial, trailing; // client
-    enum rpc_code refusal_code;            // RPC_OK: this module refused nothing
+    grpc_status_code status;
+    int cancelled; // server: out of the close batch
+    uint32_t received_count;
+    enum rpc_code refusal_code; // RPC_OK: this module refused nothing
     struct error refusal;
+    bool initial_metadata_asked;
 
-    pthread_mutex_t mutex; // guards what follows, and every start of a batch
-    grpc_call *grpc;       // NULL when the call has been freed
-    uint32_t tag_count;    // batches in flight
-    struct rpc_message_node *first, *last;
-    uint32_t queued_count;
-    grpc_byte_buffer *sending;
+    // What follows, and every start of a batch, is guarded by the mutex.
     bool send_busy;
     bool send_broken; // a send failed: no other will succeed
     bool initial_due; // initial metadata goes out also without a message
@@ -133,8 +128,14 @@ struct rpc_call {
     bool ended;       // by the owner or by this module: no more sends, no more messages
     bool closed_seen; // the close tag came back
     bool writable_due;
+    uint32_t tag_count; // batches in flight
+    uint32_t queued_count;
     enum rpc_code end_code;
     struct error end_message;
+    grpc_call *grpc; // NULL when the call has been freed
+    struct rpc_message_node *first, *last;
+    grpc_byte_buffer *sending;
+    pthread_mutex_t mutex;
 };
 
 // -- rpc.c ---------------------------------------------------------------------------------------
