@@ -113,6 +113,18 @@ static void ucx_accept(struct ucx_port *port) {
 
 // -- the frames' way -----------------------------------------------------------------------------
 
+static enum status channel_put_worker(struct ucx_conn *conn, const void *address,
+                                      size_t address_bytes) {
+    unsigned major, minor, release;
+    if (address_bytes > LINK_WORKER_BYTES_MAX) return STATUS_EXHAUSTED;
+    ucp_get_version(&major, &minor, &release);
+    struct link_worker worker =
+        link_worker_make((uint16_t)major, (uint16_t)minor, address, (uint32_t)address_bytes);
+    bool queued = channel_put(&conn->channel, &worker, sizeof(worker)) &&
+                  channel_put(&conn->channel, address, address_bytes);
+    return queued ? STATUS_OK : STATUS_EXHAUSTED;
+}
+
 // Makes the worker of a connection and tells the peer where it is.
 static enum status ucx_offer_worker(struct ucx_conn *conn) {
     struct ucx_port *port = ucx_port_of(&conn->conn);
@@ -125,27 +137,38 @@ static enum status ucx_offer_worker(struct ucx_conn *conn) {
     size_t address_bytes;
     status = ucx_data_address(data, &address, &address_bytes);
     if (status != STATUS_OK) return status;
-    if (address_bytes <= LINK_WORKER_BYTES_MAX) {
-        struct link_worker worker = link_worker_make((uint32_t)address_bytes);
-        bool queued = channel_put(&conn->channel, &worker, sizeof(worker)) &&
-                      channel_put(&conn->channel, address, address_bytes);
-        status = queued ? STATUS_OK : STATUS_EXHAUSTED;
-    } else {
-        status = STATUS_EXHAUSTED;
-    }
+    status = channel_put_worker(conn, address, address_bytes);
     ucx_data_free_address(data, address);
     return status;
 }
 
+// Whether UCX may be given the address that follows `worker`.
+static bool ucx_trusts(struct conn *base, const struct link_worker *worker, const void *address) {
+    unsigned major, minor, release;
+    ucp_get_version(&major, &minor, &release);
+    if (worker->checksum != link_checksum(address, worker->address_bytes)) {
+        conn_refuse_message(base, "a worker whose address is damaged");
+        return false;
+    }
+    if (worker->ucx_major == major && worker->ucx_minor == minor) return true;
+    link_lose(base->link, "the peer has UCX %u.%u, this process %u.%u", worker->ucx_major,
+              worker->ucx_minor, major, minor);
+    return false;
+}
+
 // The sender answers with a worker of its own; the receiver offered one when it accepted.
-static void ucx_receive_worker(struct ucx_conn *conn, const void *address) {
+static void ucx_receive_worker(struct ucx_conn *conn, const uint8_t *message) {
     struct conn *base = &conn->conn;
+    const uint8_t *address = message + sizeof(struct link_worker);
+    struct link_worker worker;
+    memcpy(&worker, message, sizeof(worker));
     bool expected = base->link != NULL && (base->data == NULL) == !base->accepted &&
                     (base->data == NULL || base->data->ep == NULL);
     if (!expected) {
         conn_refuse_message(base, "a worker out of place");
         return;
     }
+    if (!ucx_trusts(base, &worker, address)) return;
     if (base->data == NULL && ucx_offer_worker(conn) != STATUS_OK) {
         conn_broke(base, "no UCX worker can be made");
         return;
@@ -175,7 +198,7 @@ static void channel_handle(struct ucx_conn *conn) {
         struct link_message_head head;
         memcpy(&head, message, sizeof(head));
         if (head.kind == LINK_WORKER)
-            ucx_receive_worker(conn, message + sizeof(struct link_worker));
+            ucx_receive_worker(conn, message);
         else
             conn_receive_message(&conn->conn, message, size_bytes);
         if (!conn_is_live(&conn->conn)) return;

@@ -6,7 +6,9 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <ucs/config/global_opts.h>
 #include <ucs/debug/debug.h>
 
 // When it is loaded, UCX takes over the signals of crashes to print its own report, unless
@@ -31,6 +33,8 @@ static const struct ucx_setting ucx_settings[] = {
     {"RNDV_THRESH", "128k"},
     // One frame takes one way: no striping over interfaces of different speed.
     {"MAX_RNDV_LANES", "1"},
+    // Of the two kinds of shared memory, the one that leaves nothing behind after a kill.
+    {"TLS", "^sysv"},
 };
 
 // UCX before 1.17 knows a component's own settings without the component's prefix.
@@ -55,6 +59,8 @@ enum status ucx_config_make(const struct sockaddr *listening, ucp_config_t **con
     ucs_status_t ucs_status = ucp_config_read(NULL, NULL, &config);
     if (ucs_status != UCS_OK)
         return error_set(error, STATUS_IO, "UCX configuration: %s", ucs_status_string(ucs_status));
+    // A peer that goes away is an error to UCX; the link reports it once, with its own words.
+    if (getenv("UCX_LOG_LEVEL") == NULL) (void)ucs_global_opts_set_value("LOG_LEVEL", "fatal");
     char devices[256];
     enum status status = STATUS_OK;
     for (size_t i = 0; i < sizeof(ucx_settings) / sizeof(*ucx_settings); i++) {

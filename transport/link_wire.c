@@ -115,17 +115,28 @@ enum status link_frame_notice_parse(const void *data, size_t size_bytes,
     return STATUS_OK;
 }
 
-struct link_worker link_worker_make(uint32_t address_bytes) {
-    return (struct link_worker){.head = head_make(LINK_WORKER), .address_bytes = address_bytes};
+uint64_t link_checksum(const void *data, size_t size_bytes) {
+    const uint8_t *bytes = data;
+    uint64_t sum = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < size_bytes; i++)
+        sum = (sum ^ bytes[i]) * UINT64_C(0x100000001b3);
+    return sum;
+}
+
+struct link_worker link_worker_make(uint16_t ucx_major, uint16_t ucx_minor, const void *address,
+                                    uint32_t address_bytes) {
+    return (struct link_worker){.head = head_make(LINK_WORKER),
+                                .address_bytes = address_bytes,
+                                .ucx_major = ucx_major,
+                                .ucx_minor = ucx_minor,
+                                .checksum = link_checksum(address, address_bytes)};
 }
 
 static size_t stream_worker_bytes(const void *data, size_t available_bytes) {
     struct link_worker worker;
     if (available_bytes < sizeof(worker)) return 0;
     memcpy(&worker, data, sizeof(worker));
-    if (worker.reserved != 0 || worker.address_bytes == 0 ||
-        worker.address_bytes > LINK_WORKER_BYTES_MAX)
-        return SIZE_MAX;
+    if (worker.address_bytes == 0 || worker.address_bytes > LINK_WORKER_BYTES_MAX) return SIZE_MAX;
     return sizeof(worker) + worker.address_bytes;
 }
 

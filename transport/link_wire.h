@@ -101,12 +101,15 @@ struct link_bye {
 _Static_assert(sizeof(struct link_bye) == 16, "bye is 16 bytes on the wire");
 
 // The address of the UCX worker that a connection's frames go to or come from; its bytes follow.
+// UCX trusts an address that it is given, so one that is damaged or of another UCX must not reach
+// it.
 struct link_worker {
     struct link_message_head head;
     uint32_t address_bytes; // 1..LINK_WORKER_BYTES_MAX
-    uint32_t reserved;      // zero
+    uint16_t ucx_major, ucx_minor;
+    uint64_t checksum; // link_checksum() of the address
 };
-_Static_assert(sizeof(struct link_worker) == 16, "worker is 16 bytes on the wire");
+_Static_assert(sizeof(struct link_worker) == 24, "worker is 24 bytes on the wire");
 
 union link_message {
     struct link_message_head head;
@@ -141,7 +144,11 @@ struct link_frame_notice link_frame_notice_make(uint64_t sequence);
 MUST_USE enum status link_frame_notice_parse(const void *data, size_t size_bytes,
                                              struct link_frame_notice *notice_out);
 
-struct link_worker link_worker_make(uint32_t address_bytes);
+struct link_worker link_worker_make(uint16_t ucx_major, uint16_t ucx_minor, const void *address,
+                                    uint32_t address_bytes);
+
+// FNV-1a, 64 bits (Fowler, Noll, Vo; https://www.isthe.com/chongo/tech/comp/fnv/).
+uint64_t link_checksum(const void *data, size_t size_bytes);
 
 // How many bytes the message has that a stream goes on with, of which `available_bytes` are here.
 // 0: too few are here to tell. SIZE_MAX: no message begins like this.
