@@ -48,7 +48,7 @@ static void add_stage(struct progress *progress, const Stagecoach__V1__Stage *st
 }
 
 static void show_progress(struct progress *progress, const Stagecoach__V1__Pipeline *pipeline) {
-    progress_add(progress, "waiting: %s",
+    progress_add(progress, "%s",
                  pipeline->explanation[0] ? pipeline->explanation : "the pipeline is being set up");
     for (size_t i = 0; i < pipeline->n_stages; i++)
         add_stage(progress, pipeline->stages[i]);
@@ -97,7 +97,7 @@ static enum verdict ask(struct client *client, uint32_t deadline_ms, struct prog
         rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
                       &request.base, deadline_ms, &response, &error);
     if (code == RPC_UNAVAILABLE || code == RPC_DEADLINE_EXCEEDED) {
-        progress_add(progress, "waiting: no coordinator answers at %s", client->coordinator);
+        progress_add(progress, "no coordinator answers at %s yet", client->coordinator);
         progress_show(progress);
         return VERDICT_WAIT;
     }

@@ -209,8 +209,8 @@ class ClientTest(unittest.TestCase):
         result = self.client("generate", "--wait", "10", "hi")
         self.assertEqual(result.returncode, 0, result.stderr)
         lines = result.stderr.splitlines()
-        self.assertEqual(lines[0], "waiting: 1 of 2 joined")
-        self.assertEqual(lines[1], "waiting: loading, s0 loads 50 %")
+        self.assertEqual(lines[0], "1 of 2 joined")
+        self.assertEqual(lines[1], "loading, s0 loads 50 %")
         self.assertIn("stage 0: layers 0-7, 1.0 MB of weights, avx2, 1 thread (s0)", lines[2])
 
     def test_wait_gives_up_when_a_stage_cannot_serve_the_model(self):
