@@ -427,13 +427,14 @@ static enum status read_text(const char *directory, const char *name, char path_
 enum status model_config_read(const char *directory, struct model_config *config_out,
                               struct error *error) {
     char path[PATH_MAX];
-    char *text;
-    size_t size_bytes;
+    char *text = NULL;
+    size_t size_bytes = 0;
     struct model_config config;
     enum status status = read_text(directory, "config.json", path, &text, &size_bytes, error);
     if (status != STATUS_OK) return status;
     status = model_config_parse(text, size_bytes, &config, error);
     free(text);
+    text = NULL;
     if (status != STATUS_OK) goto prefix;
     struct error absent;
     status = read_text(directory, "generation_config.json", path, &text, &size_bytes, &absent);

@@ -318,11 +318,11 @@ static enum status locate(struct loader *loader, struct wanted *wanted) {
     const struct safetensors_tensor *found =
         safetensors_find(loader->shards[wanted->shard_index].header, wanted->name);
     if (found == NULL)
-        status = error_set(loader->error, STATUS_INVALID, "has no tensor %s%s%s", wanted->name,
-                           loader->index != NULL ? ", which it should by " : "",
-                           loader->index != NULL ? INDEX_FILE : "");
-    else
-        status = check_tensor(loader, wanted, found);
+        return error_set(loader->error, STATUS_INVALID, "%.200s/%s: has no tensor %s%s%s",
+                         loader->directory, file_name, wanted->name,
+                         loader->index != NULL ? ", which it should by " : "",
+                         loader->index != NULL ? INDEX_FILE : "");
+    status = check_tensor(loader, wanted, found);
     if (status != STATUS_OK) {
         error_prefix(loader->error, "%.200s/%s", loader->directory, file_name);
         return status;
