@@ -101,27 +101,27 @@ static void value_end(struct json *json) {
 }
 
 enum json_kind json_peek(struct json *json) {
-    if (!value_begin(json)) return JSON_END;
+    if (!value_begin(json)) return JSON_KIND_END;
     switch (current(json)) {
     case '{':
-        return JSON_OBJECT;
+        return JSON_KIND_OBJECT;
     case '[':
-        return JSON_ARRAY;
+        return JSON_KIND_ARRAY;
     case '"':
-        return JSON_STRING;
+        return JSON_KIND_STRING;
     case 't':
     case 'f':
-        return JSON_BOOL;
+        return JSON_KIND_BOOL;
     case 'n':
-        return JSON_NULL;
+        return JSON_KIND_NULL;
     case '-':
-        return JSON_NUMBER;
+        return JSON_KIND_NUMBER;
     default:
         break;
     }
-    if (is_digit(current(json))) return JSON_NUMBER;
+    if (is_digit(current(json))) return JSON_KIND_NUMBER;
     fail_expected(json, "a value");
-    return JSON_END;
+    return JSON_KIND_END;
 }
 
 static void nest(struct json *json, char open, const char *what) {
@@ -327,7 +327,7 @@ static struct json_text string_take(struct json *json, const char *what) {
     return (struct json_text){json->text + start, json->offset++ - start};
 }
 
-struct json_text json_string(struct json *json) {
+struct json_text json_take_string(struct json *json) {
     static const struct json_text empty = {"", 0};
     if (!value_begin(json)) return empty;
     struct json_text text = string_take(json, "a string");
@@ -367,7 +367,7 @@ static bool number_skip(struct json *json) {
     return whole;
 }
 
-int64_t json_integer(struct json *json, int64_t minimum, int64_t maximum) {
+int64_t json_take_integer(struct json *json, int64_t minimum, int64_t maximum) {
     if (!value_begin(json)) return 0;
     size_t start = json->offset;
     if (current(json) != '-' && !is_digit(current(json))) fail_expected(json, "a whole number");
@@ -409,14 +409,14 @@ static bool literal_take(struct json *json, const char *literal) {
     return true;
 }
 
-bool json_bool(struct json *json) {
+bool json_take_bool(struct json *json) {
     if (!value_begin(json)) return false;
     if (literal_take(json, "true")) return true;
     if (!literal_take(json, "false")) fail_expected(json, "true or false");
     return false;
 }
 
-bool json_null(struct json *json) {
+bool json_take_null(struct json *json) {
     return value_begin(json) && literal_take(json, "null");
 }
 
@@ -425,26 +425,26 @@ bool json_null(struct json *json) {
 // Takes a value that holds no others, or opens one that does.
 static void skip_one(struct json *json) {
     switch (json_peek(json)) {
-    case JSON_OBJECT:
+    case JSON_KIND_OBJECT:
         json_object_begin(json);
         break;
-    case JSON_ARRAY:
+    case JSON_KIND_ARRAY:
         json_array_begin(json);
         break;
-    case JSON_STRING:
-        json_string(json);
+    case JSON_KIND_STRING:
+        json_take_string(json);
         break;
-    case JSON_BOOL:
-        json_bool(json);
+    case JSON_KIND_BOOL:
+        json_take_bool(json);
         break;
-    case JSON_NULL:
-        if (!json_null(json)) fail_expected(json, "null");
+    case JSON_KIND_NULL:
+        if (!json_take_null(json)) fail_expected(json, "null");
         break;
-    case JSON_NUMBER:
+    case JSON_KIND_NUMBER:
         number_skip(json);
         if (!json->failed) value_end(json);
         break;
-    case JSON_END:
+    case JSON_KIND_END:
         break;
     }
 }
@@ -453,7 +453,7 @@ void json_skip(struct json *json) {
     bool is_object[JSON_DEPTH_MAX + 1];
     uint32_t base = json->depth;
     do {
-        bool object = json_peek(json) == JSON_OBJECT;
+        bool object = json_peek(json) == JSON_KIND_OBJECT;
         uint32_t before = json->depth;
         skip_one(json);
         if (json->failed) return;

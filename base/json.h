@@ -29,13 +29,13 @@ struct json_text {
 };
 
 enum json_kind {
-    JSON_OBJECT,
-    JSON_ARRAY,
-    JSON_STRING,
-    JSON_NUMBER,
-    JSON_BOOL,
-    JSON_NULL,
-    JSON_END // end of the text, or failed
+    JSON_KIND_OBJECT,
+    JSON_KIND_ARRAY,
+    JSON_KIND_STRING,
+    JSON_KIND_NUMBER,
+    JSON_KIND_BOOL,
+    JSON_KIND_NULL,
+    JSON_KIND_END // end of the text, or failed
 };
 
 enum { JSON_DEPTH_MAX = 64 };
@@ -65,12 +65,12 @@ void json_array_begin(struct json *json);
 // False at the closing bracket, which it takes, or on a mistake.
 bool json_array_next(struct json *json);
 
-struct json_text json_string(struct json *json);
+struct json_text json_take_string(struct json *json);
 // A whole number in [minimum, maximum]; else the parser fails.
-int64_t json_integer(struct json *json, int64_t minimum, int64_t maximum);
-bool json_bool(struct json *json);
+int64_t json_take_integer(struct json *json, int64_t minimum, int64_t maximum);
+bool json_take_bool(struct json *json);
 // Takes null; false (nothing taken) when something else comes next.
-bool json_null(struct json *json);
+bool json_take_null(struct json *json);
 // Skips one whole value; it is checked like one that is read.
 void json_skip(struct json *json);
 

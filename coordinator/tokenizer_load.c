@@ -51,11 +51,11 @@ bool loader_name_equals(const struct loader_name *name, const char *literal) {
 bool loader_go_to(struct loader *loader, size_t mark) {
     if (mark == MARK_NONE || loader->json.failed) return false;
     json_return(&loader->json, mark);
-    return !json_null(&loader->json) && !loader->json.failed;
+    return !json_take_null(&loader->json) && !loader->json.failed;
 }
 
 bool loader_bool(struct loader *loader, size_t mark, bool otherwise) {
-    return loader_go_to(loader, mark) ? json_bool(&loader->json) : otherwise;
+    return loader_go_to(loader, mark) ? json_take_bool(&loader->json) : otherwise;
 }
 
 // -- model ----------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ static void read_vocab(struct loader *loader, size_t mark) {
     json_object_begin(json);
     while (json_object_next(json, &key)) {
         // Reading a number leaves the key where it is.
-        uint32_t id = (uint32_t)json_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
+        uint32_t id = (uint32_t)json_take_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
         if (json->failed) return;
         struct error error;
         enum status status = vocabulary_add(&loader->tokenizer->vocabulary, key.data,
@@ -95,7 +95,7 @@ static void add_merge(struct loader *loader, const char *left, size_t left_bytes
 
 // "left right"
 static void read_merge_string(struct loader *loader, uint32_t rank) {
-    struct json_text text = json_string(&loader->json);
+    struct json_text text = json_take_string(&loader->json);
     if (loader->json.failed) return;
     const char *end = text.data + text.size_bytes;
     const char *space = memchr(text.data, ' ', text.size_bytes);
@@ -116,7 +116,7 @@ static void read_merge_pair(struct loader *loader, uint32_t rank) {
     size_t count = 0, left_bytes = 0;
     json_array_begin(json);
     while (json_array_next(json) && count < 3) {
-        struct json_text text = json_string(json);
+        struct json_text text = json_take_string(json);
         if (json->failed) return;
         if (count == 0 && text.size_bytes > sizeof(left)) {
             loader_fail(loader, STATUS_INVALID, "model.merges: merge %u has a token of %zu bytes",
@@ -146,7 +146,7 @@ static void read_merges(struct loader *loader, size_t mark) {
                         TOKENIZER_MERGE_COUNT_MAX);
             return;
         }
-        if (json_peek(json) == JSON_ARRAY)
+        if (json_peek(json) == JSON_KIND_ARRAY)
             read_merge_pair(loader, rank);
         else
             read_merge_string(loader, rank);
@@ -162,7 +162,7 @@ static void refuse_true(struct loader *loader, size_t mark, const char *name) {
 
 static void refuse_text(struct loader *loader, size_t mark, const char *name) {
     if (!loader_go_to(loader, mark)) return;
-    struct json_text text = json_string(&loader->json);
+    struct json_text text = json_take_string(&loader->json);
     if (text.size_bytes > 0)
         loader_fail(loader, STATUS_UNSUPPORTED, "model.%s: \"%.*s\" is not supported, only none",
                     name, (int)(text.size_bytes < 32 ? text.size_bytes : 32), text.data);
@@ -183,7 +183,7 @@ static void refuse_dropout(struct loader *loader, size_t mark) {
 static void read_unknown(struct loader *loader, size_t mark) {
     struct tokenizer *tokenizer = loader->tokenizer;
     if (!loader_go_to(loader, mark)) return;
-    struct json_text text = json_string(&loader->json);
+    struct json_text text = json_take_string(&loader->json);
     if (loader->json.failed) return;
     if (vocabulary_find(&tokenizer->vocabulary, text.data, text.size_bytes,
                         &tokenizer->bpe.unknown_id))
@@ -215,7 +215,7 @@ static void read_model(struct loader *loader, size_t mark) {
     loader_fields(loader, "model", fields, sizeof(fields) / sizeof(fields[0]));
     // The oldest files of GPT-2 have no type.
     if (loader_go_to(loader, marks.type)) {
-        struct loader_name type = loader_name(json_string(&loader->json));
+        struct loader_name type = loader_name(json_take_string(&loader->json));
         if (!loader_name_equals(&type, "BPE"))
             loader_fail(loader, STATUS_UNSUPPORTED, "model: type \"%s\" is not supported, only BPE",
                         type.text);
@@ -244,7 +244,7 @@ struct added_fields {
 };
 
 static void read_added_content(struct loader *loader, struct added_fields *fields) {
-    struct json_text text = json_string(&loader->json);
+    struct json_text text = json_take_string(&loader->json);
     if (text.size_bytes > sizeof(fields->content)) {
         loader_fail(loader, STATUS_INVALID, "added_tokens: content of %zu bytes, the limit is %d",
                     text.size_bytes, TOKENIZER_TOKEN_BYTES_MAX);
@@ -260,20 +260,20 @@ static void read_added_field(struct loader *loader, struct json_text key,
     struct json *json = &loader->json;
     struct added_token *token = &fields->token;
     if (json_text_equals(key, "id")) {
-        token->id = (uint32_t)json_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
+        token->id = (uint32_t)json_take_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
         fields->has_id = true;
     } else if (json_text_equals(key, "content")) {
         read_added_content(loader, fields);
     } else if (json_text_equals(key, "single_word")) {
-        token->single_word = json_bool(json);
+        token->single_word = json_take_bool(json);
     } else if (json_text_equals(key, "lstrip")) {
-        token->lstrip = json_bool(json);
+        token->lstrip = json_take_bool(json);
     } else if (json_text_equals(key, "rstrip")) {
-        token->rstrip = json_bool(json);
+        token->rstrip = json_take_bool(json);
     } else if (json_text_equals(key, "special")) {
-        token->special = json_bool(json);
+        token->special = json_take_bool(json);
     } else if (json_text_equals(key, "normalized")) {
-        token->normalized = json_bool(json);
+        token->normalized = json_take_bool(json);
         fields->has_normalized = true;
     } else {
         json_skip(json);

@@ -11,7 +11,7 @@ static struct loader_name type_at(struct loader *loader, const char *where, size
         loader_fail(loader, STATUS_INVALID, "%s: \"type\" is missing", where);
         return name;
     }
-    return loader_name(json_string(&loader->json));
+    return loader_name(json_take_string(&loader->json));
 }
 
 static void fail_type(struct loader *loader, const char *where, const struct loader_name *type,
@@ -127,7 +127,7 @@ static void read_pattern(struct loader *loader, size_t mark, struct split *split
                     "pre_tokenizer Split: pattern is neither Regex nor String");
         return;
     }
-    struct json_text text = json_string(&loader->json);
+    struct json_text text = json_take_string(&loader->json);
     if (loader->json.failed) return;
     struct error error;
     enum status status =
@@ -140,7 +140,8 @@ static void read_pattern(struct loader *loader, size_t mark, struct split *split
 static void read_split(struct loader *loader, const struct split_marks *marks) {
     bool invert = loader_bool(loader, marks->invert, false);
     struct loader_name behavior = {.text = ""};
-    if (loader_go_to(loader, marks->behavior)) behavior = loader_name(json_string(&loader->json));
+    if (loader_go_to(loader, marks->behavior))
+        behavior = loader_name(json_take_string(&loader->json));
     bool removed = loader_name_equals(&behavior, "Removed");
     if (!removed && !loader_name_equals(&behavior, "Isolated")) {
         loader_fail(
@@ -196,7 +197,7 @@ static void append_template_ids(struct loader *loader) {
         loader->sequence_seen ? &tokenizer->suffix_id_count : &tokenizer->prefix_id_count;
     json_array_begin(json);
     while (json_array_next(json)) {
-        uint32_t id = (uint32_t)json_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
+        uint32_t id = (uint32_t)json_take_integer(json, 0, MODEL_VOCABULARY_SIZE_MAX - 1);
         if (json->failed) return;
         if (id >= tokenizer->vocabulary.id_end || !tokenizer->vocabulary.tokens[id].used)
             loader_fail(loader, STATUS_INVALID, "post_processor: no token has id %u", id);
@@ -241,7 +242,7 @@ static void read_template_piece(struct loader *loader, size_t mark) {
     }
     loader_fields(loader, "post_processor: single", &id_field, 1);
     struct loader_name name = {.text = ""};
-    if (loader_go_to(loader, id_mark)) name = loader_name(json_string(&loader->json));
+    if (loader_go_to(loader, id_mark)) name = loader_name(json_take_string(&loader->json));
     if (loader->json.failed) return;
     if (!is_sequence) {
         read_template_token(loader, &name);

@@ -72,7 +72,7 @@ static const char *take_name(struct parser *parser, struct json_text text) {
 
 static void read_dtype(struct parser *parser, struct safetensors_tensor *tensor,
                        uint32_t *bits_out) {
-    struct json_text text = json_string(&parser->json);
+    struct json_text text = json_take_string(&parser->json);
     if (parser->json.failed) return;
     const struct known_dtype *known = find_dtype(text);
     if (known == NULL) {
@@ -90,7 +90,7 @@ static void read_shape(struct parser *parser, struct safetensors_tensor *tensor)
     tensor->dimension_count = 0;
     json_array_begin(json);
     while (json_array_next(json)) {
-        int64_t dimension = json_integer(json, 0, INT64_MAX);
+        int64_t dimension = json_take_integer(json, 0, INT64_MAX);
         if (json->failed) return;
         if (tensor->dimension_count == SAFETENSORS_DIMENSION_COUNT_MAX) {
             json_fail(json, NAME_FORMAT " has more than %d dimensions", tensor->name,
@@ -107,7 +107,7 @@ static void read_offsets(struct parser *parser, struct safetensors_tensor *tenso
     int count = 0;
     json_array_begin(json);
     while (json_array_next(json)) {
-        int64_t offset = json_integer(json, 0, INT64_MAX);
+        int64_t offset = json_take_integer(json, 0, INT64_MAX);
         if (count < 2) offsets[count] = offset;
         count++;
     }
@@ -211,7 +211,7 @@ static void read_metadata(struct json *json) {
     struct json_text key;
     json_object_begin(json);
     while (json_object_next(json, &key))
-        json_string(json);
+        json_take_string(json);
 }
 
 static void read_header(struct parser *parser) {

@@ -17,31 +17,31 @@ static void use(struct json_text text) {
 static void read_value(struct json *json) {
     struct json_text key;
     switch (json_peek(json)) {
-    case JSON_OBJECT:
+    case JSON_KIND_OBJECT:
         json_object_begin(json);
         while (json_object_next(json, &key)) {
             use(key);
             read_value(json);
         }
         break;
-    case JSON_ARRAY:
+    case JSON_KIND_ARRAY:
         json_array_begin(json);
         while (json_array_next(json))
             read_value(json);
         break;
-    case JSON_STRING:
-        use(json_string(json));
+    case JSON_KIND_STRING:
+        use(json_take_string(json));
         break;
-    case JSON_NUMBER:
+    case JSON_KIND_NUMBER:
         json_skip(json);
         break;
-    case JSON_BOOL:
-        sum += json_bool(json);
+    case JSON_KIND_BOOL:
+        sum += json_take_bool(json);
         break;
-    case JSON_NULL:
-        if (!json_null(json)) json_skip(json);
+    case JSON_KIND_NULL:
+        if (!json_take_null(json)) json_skip(json);
         break;
-    case JSON_END:
+    case JSON_KIND_END:
         CHECK(json->failed);
         break;
     }
@@ -65,7 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     CHECK(read == !json.failed);
     if (read) {
         json_return(&json, mark);
-        json_integer(&json, INT64_MIN, INT64_MAX);
+        json_take_integer(&json, INT64_MIN, INT64_MAX);
     }
     json_fini(&json);
     return 0;

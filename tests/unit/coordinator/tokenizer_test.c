@@ -55,13 +55,13 @@ static void read_ids(struct json *json, struct ids *ids) {
     json_array_begin(json);
     while (json_array_next(json)) {
         assert_true(ids->count < ID_COUNT_MAX);
-        ids->data[ids->count++] = (uint32_t)json_integer(json, 0, UINT32_MAX);
+        ids->data[ids->count++] = (uint32_t)json_take_integer(json, 0, UINT32_MAX);
     }
 }
 
 // A copy that ends where the text ends, so that a sanitizer sees what is read beyond.
 static void read_text(struct json *json, struct text *text) {
-    struct json_text got = json_string(json);
+    struct json_text got = json_take_string(json);
     text->data = malloc(got.size_bytes == 0 ? 1 : got.size_bytes);
     assert_non_null(text->data);
     memcpy(text->data, got.data, got.size_bytes);
