@@ -34,7 +34,7 @@ VENDOR_HOMES = [
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
     (r"pcre2\.h|utf8proc\.h", r"coordinator/.*"),
     # Messages only where they are packed or unpacked.
-    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/service\w*\.[ch]"),
+    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]"),
 ]
 
 FILE_LINES_REPORTED = 500
