@@ -11,18 +11,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <jansson.h>
-
 #include "base/check.h"
 #include "base/memory.h"
-#include "stage/safetensors.h"
+#include "stage/checkpoint.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 // Linux 5.14
 #endif
-
-static const char SINGLE_FILE[] = "model.safetensors";
-static const char INDEX_FILE[] = "model.safetensors.index.json";
 
 struct mapping {
     char *address;
@@ -37,12 +32,6 @@ struct owner {
     uint32_t mapping_count;
 };
 
-struct shard {
-    char *file_name;
-    int fd;
-    struct safetensors *header;
-};
-
 // One tensor of the range: what it must be, where it goes, and, once located, where it is.
 struct wanted {
     char name[64];
@@ -55,16 +44,13 @@ struct wanted {
 };
 
 struct loader {
-    const char *directory;
     const struct model_config *config;
     const struct weights_range *range;
     struct error *error;
     struct owner *owner;
-    json_t *index; // NULL when there is only SINGLE_FILE
+    struct checkpoint checkpoint;
     struct wanted *wanted;
     uint32_t wanted_count;
-    struct shard *shards;
-    uint32_t shard_count;
 };
 
 // -- which tensors --------------------------------------------------------------------------------
@@ -176,111 +162,6 @@ static enum status want_all(struct loader *loader) {
     return STATUS_OK;
 }
 
-// -- files ----------------------------------------------------------------------------------------
-
-static enum status make_path(const struct loader *loader, const char *file_name,
-                             char path_out[PATH_MAX]) {
-    int length = snprintf(path_out, PATH_MAX, "%s/%s", loader->directory, file_name);
-    if (length < 0 || length >= PATH_MAX)
-        return error_set(loader->error, STATUS_INVALID, "the model directory's path is too long");
-    return STATUS_OK;
-}
-
-static enum status index_load(struct loader *loader, const char *path, const char *text,
-                              size_t size_bytes) {
-    json_error_t error = {.line = -1};
-    loader->index = json_loadb(text, size_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (loader->index == NULL) {
-        // jansson leaves the sentence empty when an allocation failed.
-        if (error.text[0] == '\0' || json_error_code(&error) == json_error_out_of_memory)
-            return error_set(loader->error, STATUS_NO_MEMORY, "%.200s: no memory", path);
-        return error_set(loader->error, STATUS_INVALID, "%.200s: line %d, column %d: %s", path,
-                         error.line, error.column, error.text);
-    }
-    if (!json_is_object(json_object_get(loader->index, "weight_map")))
-        return error_set(loader->error, STATUS_INVALID, "%.200s: has no weight_map object", path);
-    return STATUS_OK;
-}
-
-// As Hugging Face does: one file if it is there, otherwise the index.
-static enum status index_open(struct loader *loader) {
-    char path[PATH_MAX];
-    enum status status = make_path(loader, SINGLE_FILE, path);
-    if (status != STATUS_OK || access(path, F_OK) == 0) return status;
-    status = make_path(loader, INDEX_FILE, path);
-    if (status != STATUS_OK) return status;
-    char *text;
-    size_t size_bytes;
-    status = file_read(path, CHECKPOINT_INDEX_BYTES_MAX, &text, &size_bytes, loader->error);
-    if (status == STATUS_NOT_FOUND)
-        return error_set(loader->error, status, "%.200s: has neither %s nor %s", loader->directory,
-                         SINGLE_FILE, INDEX_FILE);
-    if (status != STATUS_OK) return status == STATUS_EXHAUSTED ? STATUS_INVALID : status;
-    status = index_load(loader, path, text, size_bytes);
-    free(text);
-    return status;
-}
-
-// A name from the index is a file in the same directory, never a path out of it.
-static bool is_plain_name(const char *name) {
-    size_t length = strlen(name);
-    if (length == 0 || length > NAME_MAX) return false;
-    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) return false;
-    for (size_t i = 0; i < length; i++)
-        if (name[i] == '/' || (unsigned char)name[i] < 0x20 || name[i] == 0x7f) return false;
-    return true;
-}
-
-// The name of the file that holds a tensor; borrowed from the index.
-static enum status shard_name(const struct loader *loader, const char *tensor_name,
-                              const char **name_out) {
-    *name_out = SINGLE_FILE;
-    if (loader->index == NULL) return STATUS_OK;
-    const json_t *map = json_object_get(loader->index, "weight_map");
-    const char *name = json_string_value(json_object_get(map, tensor_name));
-    if (name == NULL)
-        return error_set(loader->error, STATUS_INVALID, "%.200s/%s: names no file for tensor %s",
-                         loader->directory, INDEX_FILE, tensor_name);
-    if (!is_plain_name(name))
-        return error_set(loader->error, STATUS_INVALID,
-                         "%.200s/%s: the file for tensor %s is not a plain file name",
-                         loader->directory, INDEX_FILE, tensor_name);
-    *name_out = name;
-    return STATUS_OK;
-}
-
-// Opens the file unless it is open already.
-static enum status shard_open(struct loader *loader, const char *file_name,
-                              uint32_t *shard_index_out) {
-    for (uint32_t i = loader->shard_count; i-- > 0;) {
-        if (strcmp(loader->shards[i].file_name, file_name) != 0) continue;
-        *shard_index_out = i;
-        return STATUS_OK;
-    }
-    if (loader->shard_count == CHECKPOINT_SHARD_COUNT_MAX)
-        return error_set(loader->error, STATUS_INVALID, "%.200s: more than %d files",
-                         loader->directory, CHECKPOINT_SHARD_COUNT_MAX);
-    char path[PATH_MAX];
-    enum status status = make_path(loader, file_name, path);
-    if (status != STATUS_OK) return status;
-    void *grown = memory_resize(loader->shards, loader->shard_count + 1, sizeof(struct shard));
-    if (grown != NULL) loader->shards = grown;
-    char *copy = strdup(file_name);
-    if (grown == NULL || copy == NULL) {
-        free(copy);
-        return error_set(loader->error, STATUS_NO_MEMORY, "%.200s: no memory", path);
-    }
-    struct shard shard = {.file_name = copy};
-    status = safetensors_open(path, &shard.header, &shard.fd, loader->error);
-    if (status != STATUS_OK) {
-        free(copy);
-        return status;
-    }
-    *shard_index_out = loader->shard_count;
-    loader->shards[loader->shard_count++] = shard;
-    return STATUS_OK;
-}
-
 // -- where the tensors are ------------------------------------------------------------------------
 
 static enum status check_tensor(const struct loader *loader, const struct wanted *wanted,
@@ -310,21 +191,15 @@ static enum status check_tensor(const struct loader *loader, const struct wanted
 }
 
 static enum status locate(struct loader *loader, struct wanted *wanted) {
-    const char *file_name;
-    enum status status = shard_name(loader, wanted->name, &file_name);
+    const struct checkpoint *checkpoint = &loader->checkpoint;
+    const struct safetensors_tensor *found;
+    enum status status = checkpoint_find(&loader->checkpoint, wanted->name, &wanted->shard_index,
+                                         &found, loader->error);
     if (status != STATUS_OK) return status;
-    status = shard_open(loader, file_name, &wanted->shard_index);
-    if (status != STATUS_OK) return status;
-    const struct safetensors_tensor *found =
-        safetensors_find(loader->shards[wanted->shard_index].header, wanted->name);
-    if (found == NULL)
-        return error_set(loader->error, STATUS_INVALID, "%.200s/%s: has no tensor %s%s%s",
-                         loader->directory, file_name, wanted->name,
-                         loader->index != NULL ? ", which it should by " : "",
-                         loader->index != NULL ? INDEX_FILE : "");
     status = check_tensor(loader, wanted, found);
     if (status != STATUS_OK) {
-        error_prefix(loader->error, "%.200s/%s", loader->directory, file_name);
+        error_prefix(loader->error, "%.200s/%s", checkpoint->directory,
+                     checkpoint->shards[wanted->shard_index].file_name);
         return status;
     }
     wanted->file_offset = found->file_offset;
@@ -367,12 +242,12 @@ static enum status map_run(struct loader *loader, uint32_t first, uint64_t page_
     uint64_t begin = loader->wanted[first].file_offset & ~(page_bytes - 1), end;
     uint32_t count = run_length(loader, first, page_bytes, &end);
     uint32_t shard_index = loader->wanted[first].shard_index;
-    const struct shard *shard = &loader->shards[shard_index];
+    const struct checkpoint_shard *shard = &loader->checkpoint.shards[shard_index];
     void *address = mmap(NULL, end - begin, PROT_READ, MAP_SHARED, shard->fd, (off_t)begin);
     if (address == MAP_FAILED)
         return error_set(loader->error, errno == ENOMEM ? STATUS_NO_MEMORY : STATUS_IO,
                          "%.200s/%s: mapping %" PRIu64 " bytes for tensor %s: %s",
-                         loader->directory, shard->file_name, end - begin,
+                         loader->checkpoint.directory, shard->file_name, end - begin,
                          loader->wanted[first].name, strerror(errno));
     owner->mappings[owner->mapping_count++] = (struct mapping){address, end - begin, shard_index};
     owner->weights.mapped_bytes += end - begin;
@@ -435,7 +310,8 @@ static enum status mapping_read(struct loader *loader, const struct mapping *map
         int failure = pages_read(mapping->address + offset, step);
         if (failure != 0)
             return error_set(loader->error, STATUS_IO, "%.200s/%s: reading weights: %s",
-                             loader->directory, loader->shards[mapping->shard_index].file_name,
+                             loader->checkpoint.directory,
+                             loader->checkpoint.shards[mapping->shard_index].file_name,
                              failure == EFAULT ? "it became shorter, or the disk failed"
                                                : strerror(failure));
         *done_bytes += step;
@@ -465,23 +341,12 @@ static enum status read_all(struct loader *loader, weights_progress_fn *progress
 static enum status load(struct loader *loader, weights_progress_fn *progress, void *progress_ctx) {
     enum status status = want_all(loader);
     if (status != STATUS_OK) return status;
-    status = index_open(loader);
+    status = checkpoint_open(&loader->checkpoint, loader->error);
     for (uint32_t i = 0; i < loader->wanted_count && status == STATUS_OK; i++)
         status = locate(loader, &loader->wanted[i]);
     if (status == STATUS_OK) status = map_all(loader);
     if (status == STATUS_OK) status = read_all(loader, progress, progress_ctx);
     return status;
-}
-
-static void loader_fini(struct loader *loader) {
-    for (uint32_t i = 0; i < loader->shard_count; i++) {
-        free(loader->shards[i].file_name);
-        safetensors_close(loader->shards[i].header);
-        close(loader->shards[i].fd);
-    }
-    free(loader->shards);
-    free(loader->wanted);
-    json_decref(loader->index);
 }
 
 enum status weights_open(const char *directory, const struct model_config *config,
@@ -495,10 +360,14 @@ enum status weights_open(const char *directory, const struct model_config *confi
                          config->layer_count);
     struct owner *owner = calloc(1, sizeof(*owner));
     if (owner == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory for weights");
-    struct loader loader = {
-        .directory = directory, .config = config, .range = range, .error = error, .owner = owner};
+    struct loader loader = {.checkpoint = {.directory = directory},
+                            .config = config,
+                            .range = range,
+                            .error = error,
+                            .owner = owner};
     enum status status = load(&loader, progress, progress_ctx);
-    loader_fini(&loader);
+    checkpoint_close(&loader.checkpoint);
+    free(loader.wanted);
     if (status != STATUS_OK) {
         weights_close(&owner->weights);
         return status;
