@@ -120,5 +120,6 @@ void backend_attention(struct backend *backend, const struct attention_shape *sh
                        float *out);
 
 // cos and sin of position * inverse frequency, for the RoPE kinds of `config`: head_size/2 pairs a
-// position, (position_count, head_size/2, 2) f32, computed in double.
+// position, (position_count, head_size/2, 2) f32. Frequencies and angles are rounded to f32 step by
+// step as in Hugging Face transformers; cos and sin of the rounded angle are exact to f32.
 void rope_table_fill(const struct model_config *config, uint32_t position_count, float *out);

@@ -23,10 +23,7 @@
 #include <string.h>
 
 #include "base/dtype.h"
-
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-// The vector functions of a set; not every source uses all of them.
-#define VECTOR_FN static ALWAYS_INLINE __attribute__((unused))
+#include "stage/cpu/vector_fn.h"
 
 // kernels_<variant>_<name>: the same source is compiled once for each variant.
 #define VARIANT_PASTE_(variant, name) kernels_##variant##_##name

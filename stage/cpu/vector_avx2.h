@@ -3,8 +3,9 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
+#include <stdint.h>
 
-#include "stage/cpu/vector.h"
+#include "stage/cpu/vector_fn.h"
 
 enum { LANES = 8, TILE_ROWS = 3, TILE_QUERIES = 2 };
 

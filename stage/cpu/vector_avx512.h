@@ -3,8 +3,9 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#include <stdint.h>
 
-#include "stage/cpu/vector.h"
+#include "stage/cpu/vector_fn.h"
 
 enum { LANES = 16, TILE_ROWS = 6, TILE_QUERIES = 4 };
 

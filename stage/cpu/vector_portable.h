@@ -2,14 +2,18 @@
 // vector.h.
 #pragma once
 
+#include <stdint.h>
+#include <string.h>
+
 #include "base/dtype.h"
-#include "stage/cpu/vector.h"
+#include "stage/cpu/vector_fn.h"
 
 enum { LANES = 4, TILE_ROWS = 3, TILE_QUERIES = 1 };
 
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi_ __attribute__((vector_size(16)));
 typedef uint32_t vu_ __attribute__((vector_size(16)));
+typedef uint16_t vh_ __attribute__((vector_size(8)));
 
 VECTOR_FN vf vf_set(float x) {
     return (vf){x, x, x, x};
@@ -63,8 +67,9 @@ VECTOR_FN vf vf_scale(vf v, vf n) {
 }
 
 VECTOR_FN vf vf_load_bf16(const uint16_t *p) {
-    vu_ wide = {p[0], p[1], p[2], p[3]};
-    return (vf)(wide << 16);
+    vh_ half;
+    memcpy(&half, p, sizeof(half));
+    return (vf)(__builtin_convertvector(half, vu_) << 16);
 }
 VECTOR_FN vf vf_load_f16(const uint16_t *p) {
     return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};

@@ -263,6 +263,31 @@ static void scores_far_apart_do_not_overflow(void **state) {
     }
 }
 
+// Rows of a chunk are computed together, but the later ones do not exist for the earlier ones.
+static void infinite_value_reaches_only_rows_that_see_it(void **state) {
+    (void)state;
+    enum { ROW_COUNT = 45, INFINITE_ROW = 38 };
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 1);
+        struct world world;
+        world_init(&world, (struct attention_shape){2, 2, 16}, DTYPE_F32, ROW_COUNT);
+        for (size_t i = 0; i < kv_width(&world); i++) {
+            world.v[INFINITE_ROW * kv_width(&world) + i] = INFINITY;
+        }
+        kv_open(&world);
+        float *out = calloc(world.row_count * q_width(&world), sizeof(float));
+        assert_non_null(out);
+        world_step(&world, backend, 0, world.row_count, 0, out);
+        for (size_t i = 0; i < world.row_count * q_width(&world); i++) {
+            assert_int_equal(isfinite(out[i]) != 0, i / q_width(&world) < INFINITE_ROW);
+        }
+        free(out);
+        kv_close(&world);
+        world_fini(&world);
+        backend_close(backend);
+    }
+}
+
 // -- rotations ------------------------------------------------------------------------------------
 
 // The table's angle is rounded to f32 after the frequency was: relative 2^-23 in all, and twice
@@ -322,6 +347,7 @@ int main(void) {
         cmocka_unit_test(attention_is_the_softmax_of_all_positions_up_to_the_row),
         cmocka_unit_test(row_never_depends_on_chunks_batches_threads_or_later_cells),
         cmocka_unit_test(scores_far_apart_do_not_overflow),
+        cmocka_unit_test(infinite_value_reaches_only_rows_that_see_it),
         cmocka_unit_test(rope_table_follows_the_formula_of_each_kind),
     };
     return cmocka_run_group_tests(tests, fixture_seed, NULL);
