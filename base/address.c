@@ -33,6 +33,10 @@ enum status address_parse(const char *text, struct address *address_out, struct 
     } else if (memchr(host, ':', host_bytes) != NULL) {
         return malformed(text, "an IPv6 host needs brackets", error);
     }
+    if (memchr(host, '[', host_bytes) != NULL || memchr(host, ']', host_bytes) != NULL)
+        return malformed(text, "brackets go around the host", error);
+    if (is_bracketed && host_bytes == 0)
+        return malformed(text, "there is nothing in the brackets", error);
     if (host_bytes > ADDRESS_HOST_BYTES_MAX) return malformed(text, "the host is too long", error);
     if (!parse_port(colon + 1, &address.port))
         return malformed(text, "the port is not a number from 0 to 65535", error);

@@ -28,6 +28,12 @@ bool log_enabled(enum log_level level) {
     return level <= level_limit;
 }
 
+// An event is one line, and a text from outside must not move a terminal's cursor.
+static void blank_controls(char *text, size_t size_bytes) {
+    for (size_t i = 0; i < size_bytes; i++)
+        if ((unsigned char)text[i] < ' ' || text[i] == 0x7f) text[i] = ' ';
+}
+
 void log_write(enum log_level level, const char *format, ...) {
     if (!log_enabled(level)) return;
     struct timespec ts;
@@ -44,7 +50,9 @@ void log_write(enum log_level level, const char *format, ...) {
     int written = vsnprintf(line + used, sizeof(line) - used - 1, format, args);
     va_end(args);
     size_t room = sizeof(line) - used - 2;
+    size_t text = used;
     used += written < 0 ? 0 : ((size_t)written < room ? (size_t)written : room);
+    blank_controls(line + text, used - text);
     line[used++] = '\n';
     // A log that cannot be written has nowhere to complain.
     ssize_t ignored = write(STDERR_FILENO, line, used);

@@ -48,6 +48,7 @@ enum status buffer_append(struct buffer *buffer, const void *data, size_t size_b
     size_t needed_bytes;
     if (!size_add(buffer->size_bytes, size_bytes, &needed_bytes)) return STATUS_EXHAUSTED;
     if (needed_bytes > buffer->limit_bytes) return STATUS_EXHAUSTED;
+    if (needed_bytes > SIZE_MAX / 2) return STATUS_NO_MEMORY; // doubling would wrap around
     if (needed_bytes + 1 > buffer->capacity_bytes) {
         size_t capacity_bytes = buffer->capacity_bytes == 0 ? 64 : buffer->capacity_bytes;
         while (capacity_bytes < needed_bytes + 1)
@@ -79,7 +80,8 @@ static enum status read_all(int fd, const char *path, char *data, size_t size_by
 
 enum status file_read(const char *path, size_t limit_bytes, char **data_out, size_t *size_bytes_out,
                       struct error *error) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    // Without O_NONBLOCK, opening a FIFO waits for its writer.
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) {
         enum status status = errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO;
         return error_set(error, status, "%s: %s", path, strerror(errno));

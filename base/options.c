@@ -1,5 +1,6 @@
 #include "base/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -41,6 +42,8 @@ static bool parse_count(const struct option_spec *spec, const char *value) {
 }
 
 static bool parse_number(const struct option_spec *spec, const char *value) {
+    // strtod skips blanks.
+    if (isspace((unsigned char)value[0])) return false;
     char *end;
     double number = strtod(value, &end);
     if (end == value || *end != '\0' || !isfinite(number)) return false;
@@ -53,8 +56,8 @@ static bool add_text(const struct options *options, const struct option_spec *sp
                      const char *value) {
     struct option_texts *texts = spec->target;
     if (texts->count == OPTION_TEXT_COUNT_MAX) {
-        fprintf(stderr, "%s: --%s is given more than %d times\n", options->program, spec->name,
-                OPTION_TEXT_COUNT_MAX);
+        fprintf(stderr, "%s: --%s is '%s', but it was given %d times already, the limit\n",
+                options->program, spec->name, value, OPTION_TEXT_COUNT_MAX);
         return false;
     }
     texts->values[texts->count++] = value;
@@ -75,9 +78,18 @@ static bool set_value(const struct options *options, const struct option_spec *s
     return false;
 }
 
+static bool is_option(const char *argument) {
+    return argument[0] == '-' && argument[1] != '\0';
+}
+
 // One "--name", "--name=value" or "--name value" at argv[*index]; *index moves to the last
 // argument used.
 static bool parse_option(const struct options *options, int argc, char **argv, int *index) {
+    // "-name" is shown and refused as an option that does not exist.
+    if (argv[*index][1] != '-') {
+        fprintf(stderr, "%s: unknown option '%s', see --help\n", options->program, argv[*index]);
+        return false;
+    }
     const char *name = argv[*index] + 2;
     const char *equals = strchr(name, '=');
     size_t length = equals ? (size_t)(equals - name) : strlen(name);
@@ -89,7 +101,8 @@ static bool parse_option(const struct options *options, int argc, char **argv, i
     }
     if (spec->kind == OPTION_FLAG) {
         if (equals != NULL) {
-            fprintf(stderr, "%s: --%s takes no value\n", options->program, spec->name);
+            fprintf(stderr, "%s: --%s takes no value, but is '%s'\n", options->program, spec->name,
+                    equals + 1);
             return false;
         }
         *(bool *)spec->target = true;
@@ -104,25 +117,35 @@ static bool parse_option(const struct options *options, int argc, char **argv, i
     return set_value(options, spec, argv[++*index]);
 }
 
+static bool print_asked(const struct options *options, const char *argument) {
+    if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
+        print_help(options);
+        return true;
+    }
+    if (strcmp(argument, "--version") == 0) {
+        printf("%s %s\n", options->program, STAGECOACH_VERSION);
+        return true;
+    }
+    return false;
+}
+
 enum options_result options_parse(const struct options *options, int argc, char **argv,
                                   size_t *positional_count_out) {
     size_t positional_count = 0;
+    bool is_ended = false; // by "--"
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            print_help(options);
-            return OPTIONS_EXIT_OK;
+        if (!is_ended && print_asked(options, argv[i])) return OPTIONS_EXIT_OK;
+        if (!is_ended && strcmp(argv[i], "--") == 0) {
+            is_ended = true;
+            continue;
         }
-        if (strcmp(argv[i], "--version") == 0) {
-            printf("%s %s\n", options->program, STAGECOACH_VERSION);
-            return OPTIONS_EXIT_OK;
-        }
-        if (strncmp(argv[i], "--", 2) == 0 && argv[i][2] != '\0') {
+        if (!is_ended && is_option(argv[i])) {
             if (!parse_option(options, argc, argv, &i)) return OPTIONS_EXIT_USAGE;
             continue;
         }
         if (positional_count == options->positional_max) {
-            fprintf(stderr, "%s: unexpected argument '%s', see --help\n", options->program,
-                    argv[i]);
+            fprintf(stderr, "%s: unexpected argument '%s', the limit is %zu, see --help\n",
+                    options->program, argv[i], options->positional_max);
             return OPTIONS_EXIT_USAGE;
         }
         argv[1 + positional_count++] = argv[i];

@@ -46,6 +46,7 @@ enum options_result { OPTIONS_RUN, OPTIONS_EXIT_OK, OPTIONS_EXIT_USAGE };
 // Parses "--name value", "--name=value" and "--flag". --help and --version print to standard output
 // and give OPTIONS_EXIT_OK. A mistake prints one sentence to standard error that names option,
 // value and limit, and gives OPTIONS_EXIT_USAGE (exit status 2).
+// An argument is positional when it has no dash in front, is "-", or comes after "--".
 // Positional arguments are moved to the front: argv[1..*positional_count_out].
 MUST_USE enum options_result options_parse(const struct options *options, int argc, char **argv,
                                            size_t *positional_count_out);
