@@ -136,7 +136,8 @@ class ClientTest(unittest.TestCase):
         for arguments in [("--temperature", "nan"), ("--temperature", "x"), ("--max-tokens", "-1"),
                           ("--seed", "-1"), ("--seed", str(2**64)), ("--token-ids", "1,a"),
                           ("--token-ids", str(2**32)), ("--logit-bias", "1=x"),
-                          ("--logit-bias", "1"), ("--stop-token-ids", "1;2")]:
+                          ("--logit-bias", "1"), ("--stop-token-ids", "1;2"),
+                          ("--stop", "x") * 65]:
             result = self.client("generate", *arguments)
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn(arguments[0], result.stderr)

@@ -13,6 +13,7 @@ static int child_main(const char *address, bool sends) {
     world_open(&world, true);
     struct port *port = world_add_port(&world);
     struct link_config config = world_config(4, 2 << 20);
+    (void)world_text(); // takes long enough with sanitizers to be missed
     world_connect(port, address, &config, &sender);
     for (int i = 0; i < 5; i++) {
         struct frame *frame = world_frame(1 << 20);
@@ -57,8 +58,10 @@ static void check_child_lost(int signal, bool sends, uint64_t limit_ms) {
     pid_t pid = child_start(port_address(port), sends);
     assert_true(world_until(&world, &receiver.up_count, 1, 5000));
     struct clock real = clock_system();
-    uint64_t end_ms = clock_now_ms(&real) + 200;
-    while (clock_now_ms(&real) < end_ms) {
+    uint64_t end_ms = clock_now_ms(&real) + 200, limit_end_ms = end_ms + 20000;
+    while (clock_now_ms(&real) < end_ms || (sends && receiver.received_count == 0)) {
+        if (receiver.lost_count > 0) fail_msg("%s", receiver.error.text);
+        assert_true(clock_now_ms(&real) < limit_end_ms);
         if (!world_poll(&world)) port_wait(port, -1, 5);
         while (receiver.held_count > 0)
             link_release(receiver.link, receiver.held[--receiver.held_count]);
