@@ -279,7 +279,6 @@ static bool local_progress(struct port *base) {
     struct local_port *port = (struct local_port *)base;
     bool any = false;
     if (!atomic_exchange(&port->signalled, false)) return false;
-    wake_clear(&port->wake);
     any |= local_accept(port);
     for (struct conn *conn = base->conns; conn != NULL; conn = conn->next)
         if (conn->phase != CONN_FORCED) any |= local_conn_progress((struct local_conn *)conn);
@@ -323,7 +322,8 @@ static void local_wait(struct port *base, int wake_fd, int timeout_ms) {
         if (atomic_load(&port->signalled) || poll(pollfds + 1, 1, 0) > 0) return;
         sched_yield();
     } while (clock_now_ns(&real) < end_ns);
-    poll(pollfds, 2, timeout_ms);
+    // Whether there is work is said by `signalled` alone; the descriptor only ends the sleep.
+    if (poll(pollfds, 2, timeout_ms) > 0 && pollfds[0].revents != 0) wake_clear(&port->wake);
 }
 
 static enum status local_resolve(struct port *base, const char *text,

@@ -20,6 +20,40 @@ __attribute__((constructor)) static void ucx_signals_give_back(void) {
         ucs_debug_disable_signal(signals[i]);
 }
 
+// -- sanitizers: UCX itself is not instrumented --------------------------------------------------
+
+#if defined(__SANITIZE_THREAD__)
+#define UCX_UNDER_TSAN
+#elif defined(__SANITIZE_ADDRESS__)
+#define UCX_UNDER_ASAN
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define UCX_UNDER_TSAN
+#elif __has_feature(address_sanitizer)
+#define UCX_UNDER_ASAN
+#endif
+#endif
+
+#ifdef UCX_UNDER_ASAN
+// An endpoint in shared memory whose peer is gone before it is made loses 100 bytes (UCX 1.13).
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libuct.so";
+}
+#endif
+
+#ifdef UCX_UNDER_TSAN
+// The locks and atomics inside UCX are invisible. Weak: gRPC needs the same, and says so itself.
+// UCX_MEM_EVENTS=n must be in the environment besides: UCX patches madvise when it is loaded, and
+// takes a lock in it at the end of a thread, when ThreadSanitizer knows the thread no more.
+const char *__tsan_default_options(void);
+__attribute__((weak)) const char *__tsan_default_options(void) {
+    return "ignore_noninstrumented_modules=1";
+}
+#endif
+
+// -- settings ------------------------------------------------------------------------------------
+
 struct ucx_setting {
     const char *name;
     const char *value;
