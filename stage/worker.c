@@ -76,8 +76,11 @@ static enum status collect_frames_out(struct worker *worker, struct error *error
 static enum status open_frames_out(struct worker *worker, uint32_t credit_count,
                                    struct error *error) {
     size_t capacity_bytes = engine_frame_bytes(worker->engine);
+    // One to compute into while all credits are used; io takes no more than it has credits for.
+    uint32_t frame_count =
+        credit_count < LINK_CREDIT_COUNT_MAX ? credit_count + 1 : LINK_CREDIT_COUNT_MAX;
     if (worker->frames_out != NULL) {
-        if (frame_pool_count(worker->frames_out) == credit_count + 1 &&
+        if (frame_pool_count(worker->frames_out) == frame_count &&
             frame_pool_capacity_bytes(worker->frames_out) == capacity_bytes)
             return STATUS_OK;
         enum status status = collect_frames_out(worker, error);
@@ -85,7 +88,7 @@ static enum status open_frames_out(struct worker *worker, uint32_t credit_count,
         frame_pool_close(worker->frames_out);
         worker->frames_out = NULL;
     }
-    enum status status = frame_pool_open(credit_count + 1, capacity_bytes, &worker->frames_out);
+    enum status status = frame_pool_open(frame_count, capacity_bytes, &worker->frames_out);
     if (status == STATUS_OK) return STATUS_OK;
     return error_set(error, status, "no memory for frames of %zu bytes", capacity_bytes);
 }
