@@ -60,7 +60,7 @@ VECTOR_FN vf vf_round(vf v) {
 // In two factors, so that each is a normal number and only the last product is rounded.
 VECTOR_FN vf vf_scale(vf v, vf n) {
     // Converting a NaN is undefined; v is NaN then, whatever the factors are.
-    vi_ whole = __builtin_convertvector(vf_choose_(n == n, n, vf_zero()), vi_);
+    vi_ whole = __builtin_convertvector(vf_choose_(n < vf_set(1024.0f), n, vf_zero()), vi_);
     vi_ first = whole >> 1;
     vi_ second = whole - first;
     return v * (vf)((first + 127) << 23) * (vf)((second + 127) << 23);
