@@ -10,10 +10,15 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tables are used in place");
 
+static uint64_t at_most(uint64_t value, uint64_t limit) {
+    return value < limit ? value : limit;
+}
+
 // Offsets of the tables behind the header, in bytes; computed in 64 bits, where the sums of 32-bit
 // counts times small sizes cannot overflow.
 struct layout {
     uint64_t sequences, tokens, blocks, biases, history, samples, tops;
+    uint64_t tables_end; // padding from here to the payload
     uint64_t payload;
     uint64_t payload_bytes;
     uint64_t total_bytes;
@@ -37,10 +42,12 @@ static struct layout layout_of(const struct frame_header *h) {
     at += is_step ? (uint64_t)h->row_count * sizeof(uint32_t) : 0;
     l.blocks = at;
     at += (uint64_t)h->block_count * sizeof(uint32_t);
+    l.tables_end = at;
     at = (at + FRAME_ALIGNMENT - 1) / FRAME_ALIGNMENT * FRAME_ALIGNMENT;
     l.payload = at;
-    l.payload_bytes =
-        (uint64_t)h->row_count * h->hidden_size * dtype_size_bytes((enum dtype)h->dtype);
+    // Two 32-bit counts times 4 may not fit: what is cut here is larger than any buffer.
+    uint64_t value_count = at_most((uint64_t)h->row_count * h->hidden_size, UINT64_MAX / 8);
+    l.payload_bytes = value_count * dtype_size_bytes((enum dtype)h->dtype);
     l.total_bytes = at + l.payload_bytes;
     return l;
 }
@@ -63,7 +70,8 @@ enum status frame_open(size_t capacity_bytes, struct frame **frame_out) {
     struct frame *frame = calloc(1, sizeof(*frame));
     if (frame == NULL) return STATUS_NO_MEMORY;
     size_t rounded = (capacity_bytes + FRAME_ALIGNMENT - 1) / FRAME_ALIGNMENT * FRAME_ALIGNMENT;
-    frame->data = aligned_alloc(FRAME_ALIGNMENT, rounded);
+    bool is_sum = rounded >= capacity_bytes; // not wrapped around
+    frame->data = is_sum ? aligned_alloc(FRAME_ALIGNMENT, rounded) : NULL;
     if (frame->data == NULL) {
         free(frame);
         return STATUS_NO_MEMORY;
@@ -113,21 +121,39 @@ static bool all_zero(const uint8_t *bytes, size_t count) {
     return true;
 }
 
-// The most entries a table can have, so that layout sums stay small.
+// The most entries that each table of a STEP can have. Buffers have room for these, so a frame that
+// passes is one that fits.
+struct table_limits {
+    uint64_t block, bias, history;
+};
+
+static struct table_limits table_limits_of(const struct frame_limits *limits) {
+    uint64_t sequences = limits->sequence_count_max;
+    uint64_t positions = limits->position_count_max;
+    uint64_t blocks_each = (positions + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
+    uint64_t history_each = at_most(positions, limits->vocabulary_size);
+    return (struct table_limits){
+        .block = at_most(sequences * blocks_each, FRAME_BLOCK_COUNT_MAX),
+        .bias = at_most(sequences * REQUEST_LOGIT_BIAS_COUNT_MAX, FRAME_BIAS_COUNT_MAX),
+        .history = at_most(sequences * history_each, FRAME_HISTORY_COUNT_MAX),
+    };
+}
+
 static enum status check_counts(const struct frame_header *h, const struct frame_limits *limits,
                                 struct error *error) {
     uint64_t sequences = limits->sequence_count_max;
     bool is_step = h->kind == FRAME_STEP;
+    struct table_limits tables = table_limits_of(limits);
     struct {
         const char *field;
         uint64_t value, limit;
     } counts[] = {
         {"row_count", h->row_count, limits->row_count_max},
         {"sequence_count", h->sequence_count, sequences},
-        {"block_count", h->block_count, is_step ? FRAME_BLOCK_COUNT_MAX : 0},
-        {"bias_count", h->bias_count, is_step ? FRAME_BIAS_COUNT_MAX : 0},
-        {"history_count", h->history_count, is_step ? FRAME_HISTORY_COUNT_MAX : 0},
-        {"sample_count", h->sample_count, is_step ? 0 : sequences},
+        {"block_count", h->block_count, is_step ? tables.block : 0},
+        {"bias_count", h->bias_count, is_step ? tables.bias : 0},
+        {"history_count", h->history_count, is_step ? tables.history : 0},
+        {"sample_count", h->sample_count, is_step ? 0 : at_most(h->sequence_count, sequences)},
         {"top_count", h->top_count, is_step ? 0 : sequences * REQUEST_TOP_LOGPROB_COUNT_MAX},
     };
     for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
@@ -153,10 +179,13 @@ static enum status check_header(const struct frame *frame, const struct frame_he
     if (h->step == 0) return error_set(error, STATUS_INVALID, "frame: step is 0, it counts from 1");
     if (!all_zero(h->reserved, sizeof(h->reserved)))
         return error_set(error, STATUS_INVALID, "frame: reserved bytes are not zero");
+    if (!all_zero(h->mac, sizeof(h->mac)))
+        return error_set(error, STATUS_INVALID, "frame: mac is not zero, links have no key");
     enum status status = check_counts(h, limits, error);
     if (status != STATUS_OK) return status;
-    uint32_t hidden_size = limits->has_payload ? limits->hidden_size : 0;
-    uint16_t dtype = limits->has_payload ? (uint16_t)limits->dtype : DTYPE_NONE;
+    bool has_payload = limits->has_payload && h->kind == FRAME_STEP;
+    uint32_t hidden_size = has_payload ? limits->hidden_size : 0;
+    uint16_t dtype = has_payload ? (uint16_t)limits->dtype : DTYPE_NONE;
     if (h->hidden_size != hidden_size)
         return mismatch(error, "hidden_size", h->hidden_size, hidden_size);
     if (h->dtype != dtype) return mismatch(error, "dtype", h->dtype, dtype);
@@ -167,6 +196,8 @@ static enum status check_header(const struct frame *frame, const struct frame_he
         return mismatch(error, "payload_bytes", h->payload_bytes, layout.payload_bytes);
     if (frame->size_bytes != layout.total_bytes)
         return mismatch(error, "size in bytes", frame->size_bytes, layout.total_bytes);
+    if (!all_zero(frame->data + layout.tables_end, layout.payload - layout.tables_end))
+        return error_set(error, STATUS_INVALID, "frame: padding before the payload is not zero");
     return STATUS_OK;
 }
 
@@ -281,26 +312,46 @@ static enum status check_step(const struct frame_view *view, const struct frame_
     return check_entries(view, limits, error);
 }
 
+// Minus infinity is the logarithm of 0. Written so that a NaN is refused.
+static bool is_logprob(float value) {
+    return value < INFINITY;
+}
+
+static enum status check_sample(const struct frame_sample *s, const struct frame_limits *limits,
+                                uint64_t top, struct error *error) {
+    if (s->token_id >= limits->vocabulary_size)
+        return refuse(error, "sampled token id", s->token_id, limits->vocabulary_size - 1);
+    if (s->outcome > FRAME_SAMPLE_NOT_FINITE)
+        return refuse(error, "sample outcome", s->outcome, FRAME_SAMPLE_NOT_FINITE);
+    if (s->outcome == FRAME_SAMPLE_NOT_FINITE && s->token_id != 0)
+        return mismatch(error, "token id of a sample that is not finite", s->token_id, 0);
+    if (!is_logprob(s->logprob))
+        return error_set(error, STATUS_INVALID, "frame: logprob of a sample is %g",
+                         (double)s->logprob);
+    if (s->top_first != top) return mismatch(error, "top_first", s->top_first, top);
+    if (s->top_count > REQUEST_TOP_LOGPROB_COUNT_MAX)
+        return refuse(error, "sample top_count", s->top_count, REQUEST_TOP_LOGPROB_COUNT_MAX);
+    if (s->reserved != 0) return mismatch(error, "reserved of a sample", s->reserved, 0);
+    return STATUS_OK;
+}
+
 static enum status check_result(const struct frame_view *view, const struct frame_limits *limits,
                                 struct error *error) {
     const struct frame_header *h = view->header;
     uint64_t top = 0;
     for (uint32_t i = 0; i < h->sample_count; i++) {
-        const struct frame_sample *s = &view->samples[i];
-        if (s->token_id >= limits->vocabulary_size)
-            return refuse(error, "sampled token id", s->token_id, limits->vocabulary_size - 1);
-        if (s->outcome > FRAME_SAMPLE_NOT_FINITE)
-            return refuse(error, "sample outcome", s->outcome, FRAME_SAMPLE_NOT_FINITE);
-        if (s->top_first != top) return mismatch(error, "top_first", s->top_first, top);
-        if (s->top_count > REQUEST_TOP_LOGPROB_COUNT_MAX)
-            return refuse(error, "sample top_count", s->top_count, REQUEST_TOP_LOGPROB_COUNT_MAX);
-        top += s->top_count;
+        enum status status = check_sample(&view->samples[i], limits, top, error);
+        if (status != STATUS_OK) return status;
+        top += view->samples[i].top_count;
     }
     if (top != h->top_count) return mismatch(error, "top_count", h->top_count, top);
     for (uint32_t i = 0; i < h->top_count; i++) {
         if (view->tops[i].token_id >= limits->vocabulary_size)
             return refuse(error, "top token id", view->tops[i].token_id,
                           limits->vocabulary_size - 1);
+        if (!is_logprob(view->tops[i].logprob))
+            return error_set(error, STATUS_INVALID, "frame: logprob of an alternative is %g",
+                             (double)view->tops[i].logprob);
     }
     return STATUS_OK;
 }
@@ -322,26 +373,18 @@ enum status frame_parse(struct frame *frame, const struct frame_limits *limits,
     return status;
 }
 
-static uint64_t at_most(uint64_t value, uint64_t limit) {
-    return value < limit ? value : limit;
-}
-
 size_t frame_capacity_bytes(const struct frame_limits *limits) {
-    uint64_t positions = limits->position_count_max;
-    uint64_t blocks_each = (positions + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
-    uint64_t history_each = at_most(positions, limits->vocabulary_size);
+    struct table_limits tables = table_limits_of(limits);
     struct frame_header step = {
         .kind = FRAME_STEP,
         .row_count = limits->row_count_max,
         .sequence_count = limits->sequence_count_max,
         .hidden_size = limits->hidden_size,
         .dtype = (uint16_t)limits->dtype,
+        .block_count = (uint32_t)tables.block,
+        .bias_count = (uint32_t)tables.bias,
+        .history_count = (uint32_t)tables.history,
     };
-    uint64_t sequences = step.sequence_count;
-    step.block_count = (uint32_t)at_most(sequences * blocks_each, FRAME_BLOCK_COUNT_MAX);
-    step.bias_count =
-        (uint32_t)at_most(sequences * REQUEST_LOGIT_BIAS_COUNT_MAX, FRAME_BIAS_COUNT_MAX);
-    step.history_count = (uint32_t)at_most(sequences * history_each, FRAME_HISTORY_COUNT_MAX);
     struct frame_header result = {
         .kind = FRAME_RESULT,
         .sample_count = step.sequence_count,
