@@ -44,7 +44,6 @@ class CommandLineTest(unittest.TestCase):
             (COORDINATOR, ["--model", MODEL, "--log-level", "loud"], "--log-level"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--what"], "what"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--threads", "x"], "--threads"),
-            (STAGE, ["--coordinator", "127.0.0.1:1", "--kernel", "mmx"], "--kernel"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--log-level", "loud"], "--log-level"),
         ]
         for program, arguments, word in cases:
@@ -52,6 +51,12 @@ class CommandLineTest(unittest.TestCase):
             self.assertEqual(result.returncode, 2, (program.name, arguments))
             self.assertIn(word, result.stderr)
             self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
+
+    def test_unknown_kernel_is_refused(self):
+        result = run(STAGE, "--coordinator", "127.0.0.1:1", "--kernel", "mmx", timeout=10)
+        self.assertIn(result.returncode, (1, 2))
+        self.assertIn("mmx", result.stderr)
+        self.assertIn("portable", result.stderr)
 
     def test_layers_must_fit_the_model(self):
         for layers in ["5,4", "8,0", "x", "1,1,1,1,1,1,1,1,1"]:
