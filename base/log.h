@@ -1,7 +1,8 @@
 // log: one line an event on standard error: time, level, process name, text.
 //   error: a person must act. warn: we recovered. info: start, stop, membership. debug: one per
 //   step.
-// Any thread. Control characters in the text become blanks. A line is written by one write(2), so lines of several processes do not mix.
+// Any thread. Control characters in the text become blanks. A line is written by one write(2), so
+// lines of several processes do not mix.
 #pragma once
 
 #include <stdbool.h>

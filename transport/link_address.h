@@ -14,7 +14,7 @@ MUST_USE enum status link_address_split(const char *text, char *host_out,
                                         size_t host_capacity_bytes, uint16_t *port_number_out,
                                         struct error *error);
 
-// Joins them again, with brackets where the host has colons.
+// Joins them again, with brackets where the host has colons. Cut at the capacity.
 void link_address_join(const char *host, uint16_t port_number, char *text_out,
                        size_t text_capacity_bytes);
 

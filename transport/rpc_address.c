@@ -3,24 +3,18 @@
 #include <errno.h>
 #include <netdb.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/check.h"
 
 static const char unix_prefix[] = "unix:";
 
 bool rpc_address_is_unix(const char *address) {
     return strncmp(address, unix_prefix, strlen(unix_prefix)) == 0;
-}
-
-static bool port_is_valid(const char *port) {
-    size_t digit_count = strspn(port, "0123456789");
-    return digit_count >= 1 && digit_count <= 5 && port[digit_count] == '\0' &&
-           strtoul(port, NULL, 10) <= UINT16_MAX;
 }
 
 enum status rpc_address_check(const char *address, struct error *error) {
@@ -31,9 +25,8 @@ enum status rpc_address_check(const char *address, struct error *error) {
         return error_set(error, STATUS_INVALID, "address %s: the path must have 1 to %zu bytes",
                          address, sizeof(local.sun_path) - 1);
     }
-    const char *colon = strrchr(address, ':');
-    bool bare_ipv6 = colon != NULL && strchr(address, ':') != colon && address[0] != '[';
-    if (colon == NULL || bare_ipv6 || !port_is_valid(colon + 1)) {
+    struct address parsed;
+    if (address_parse(address, &parsed, NULL) != STATUS_OK) {
         return error_set(error, STATUS_INVALID,
                          "address %s: must be host:port, [ipv6]:port or unix:/path", address);
     }
@@ -62,16 +55,14 @@ static const char *refusal_of_unix(const char *path) {
 
 const char *rpc_address_refusal(const char *address) {
     if (rpc_address_is_unix(address)) return refusal_of_unix(address + strlen(unix_prefix));
-    const char *colon = strrchr(address, ':');
-    CHECK(colon != NULL);
-    char host[256];
-    int host_bytes = (int)(colon - address);
-    bool bracketed = address[0] == '[' && host_bytes >= 2 && colon[-1] == ']';
-    (void)snprintf(host, sizeof(host), "%.*s", bracketed ? host_bytes - 2 : host_bytes,
-                   bracketed ? address + 1 : address);
+    struct address parsed;
+    enum status status = address_parse(address, &parsed, NULL);
+    CHECK(status == STATUS_OK);
+    char service[8];
+    (void)snprintf(service, sizeof(service), "%u", (unsigned)parsed.port);
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
     struct addrinfo *found;
-    int rc = getaddrinfo(host[0] == '\0' ? NULL : host, colon + 1, &hints, &found);
+    int rc = getaddrinfo(parsed.host[0] == '\0' ? NULL : parsed.host, service, &hints, &found);
     if (rc != 0) return gai_strerror(rc);
     const char *reason = refusal_of_socket(found->ai_addr, found->ai_addrlen);
     freeaddrinfo(found);
