@@ -73,8 +73,8 @@ enum {
     TOKENIZER_TOKEN_BYTES_MAX = 4096,
     TOKENIZER_MERGE_COUNT_MAX = 1 << 23,
     TOKENIZER_ADDED_TOKEN_COUNT_MAX = 1 << 16,
-    TOKENIZER_SPLIT_COUNT_MAX = 16,       // steps of the pre-tokenizer
-    TOKENIZER_PATTERN_BYTES_MAX = 4096,   // of one step
+    TOKENIZER_SPLIT_COUNT_MAX = 16,          // steps of the pre-tokenizer
+    TOKENIZER_PATTERN_BYTES_MAX = 4096,      // of one step
     TOKENIZER_TEMPLATE_PIECE_COUNT_MAX = 16, // of the post-processor
     // Larger texts are refused when encoded. Requests are limited well below.
     TOKENIZER_TEXT_BYTES_MAX = 16 << 20,
@@ -121,7 +121,8 @@ enum {
     RPC_METHOD_COUNT_MAX = 64,
     // New calls that a server can be given before it asks for more; others wait in gRPC.
     RPC_ACCEPT_COUNT = 32,
-    // What gRPC may hold for all connections of a server: this, and so many of the largest messages.
+    // What gRPC may hold for all connections of a server: this, and so many of the largest
+    // messages.
     // Beyond it streams are reset and new connections refused.
     RPC_SERVER_MEMORY_BYTES_BASE = 64 << 20,
     RPC_SERVER_MEMORY_MESSAGE_COUNT = 32,
@@ -197,7 +198,8 @@ enum {
     LINK_ADDRESS_COUNT_MAX = 4,
     // port_wait looks for work this long, giving way to other threads, before it sleeps.
     LINK_SPIN_US = 50,
-    // A link whose frames do not come back this long after a forced close is given up with an error.
+    // A link whose frames do not come back this long after a forced close is given up with an
+    // error.
     LINK_FORCE_MS = 5000,
     // Frames of IO_RECEIVED that the owner has not taken; beyond it the links are lost.
     IO_RECEIVED_COUNT_MAX = 256,

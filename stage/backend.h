@@ -53,17 +53,16 @@ void backend_rms_norm(struct backend *backend, const struct tensor *weight, floa
 // out[r][o] = sum over i of x[r][i] * weight[o][i], plus bias[o] when bias->data is not NULL.
 //   x: (row_count, weight->column_count).   out: (row_count, out_stride) with columns
 //   0..weight->row_count-1 written; out_stride >= weight->row_count.
-void backend_linear(struct backend *backend, const struct tensor *weight,
-                    const struct tensor *bias, const float *x, uint32_t row_count, float *out,
-                    uint32_t out_stride);
+void backend_linear(struct backend *backend, const struct tensor *weight, const struct tensor *bias,
+                    const float *x, uint32_t row_count, float *out, uint32_t out_stride);
 
 // x[r][c] += delta[r][c], then rounded to `dtype` (f32: not at all).   both (row_count, width)
 void backend_add(struct backend *backend, float *x, const float *delta, uint32_t row_count,
                  uint32_t width, enum dtype round_dtype);
 
 // out[r][c] = silu(gate[r][c]) * up[r][c], silu(a) = a / (1 + exp(-a)).   all (row_count, width)
-void backend_swiglu(struct backend *backend, const float *gate, const float *up,
-                    uint32_t row_count, uint32_t width, float *out);
+void backend_swiglu(struct backend *backend, const float *gate, const float *up, uint32_t row_count,
+                    uint32_t width, float *out);
 
 // Converts (count) elements between f32 and an activation dtype, as on the wire.
 void backend_to_wire(struct backend *backend, const float *x, size_t count, enum dtype dtype,
@@ -100,7 +99,8 @@ struct attention_shape {
 };
 
 // Rotates queries and keys in place by their positions, and writes keys and values of all rows into
-// the cache.   q: (row_count, head_count * head_size);  k, v: (row_count, kv_head_count * head_size)
+// the cache.   q: (row_count, head_count * head_size);  k, v: (row_count, kv_head_count *
+// head_size)
 //   For pair j < head_size/2 of a head (the "rotate half" layout of Hugging Face checkpoints):
 //     a = x[j], b = x[j + head_size/2], angle = position * inverse_frequencies[j]
 //     x[j] = a cos(angle) - b sin(angle);  x[j + head_size/2] = b cos(angle) + a sin(angle)
@@ -111,8 +111,8 @@ void backend_rope_and_store(struct backend *backend, const struct attention_shap
                             const float *v, struct kv_layer *kv);
 
 // Causal attention over the cache: row at position p of a sequence sees positions 0..p.
-//   out[r][h] = sum over t <= p of softmax_t(q[r][h] . key[t][h / group] / sqrt(head_size)) * value[t]
-//   q, out: (row_count, head_count * head_size), may not alias.
+//   out[r][h] = sum over t <= p of softmax_t(q[r][h] . key[t][h / group] / sqrt(head_size)) *
+//   value[t] q, out: (row_count, head_count * head_size), may not alias.
 // Positions are walked in pieces of KV_BLOCK_POSITION_COUNT from position 0 with a running maximum
 // and sum (Milakov and Gimelshein 2018), so that chunks and batches cannot change the sums.
 void backend_attention(struct backend *backend, const struct attention_shape *shape,

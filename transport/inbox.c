@@ -42,8 +42,7 @@ static ProtobufCMessage *copy_message(const ProtobufCMessage *message) {
     return copy;
 }
 
-void inbox_put(struct inbox *inbox, int kind, void *subject,
-               const ProtobufCMessage *message) {
+void inbox_put(struct inbox *inbox, int kind, void *subject, const ProtobufCMessage *message) {
     struct event *event = calloc(1, sizeof(*event));
     // Without this event the loop's picture would be wrong for ever; nothing smaller can be given
     // up.
