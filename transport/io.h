@@ -1,8 +1,8 @@
 // io: the thread that carries a process's frames, so that transfers progress while layers compute.
 //
-// It owns a port with one incoming and one outgoing link (the process's two neighbours in the ring).
-// The owner (the coordinator's loop, a stage's compute thread) meets it only in bounded rings:
-// commands and frames go in, events come out, and `owner_wake` is signalled for each event.
+// It owns a port with one incoming and one outgoing link (the process's two neighbours in the
+// ring). The owner (the coordinator's loop, a stage's compute thread) meets it only in bounded
+// rings: commands and frames go in, events come out, and `owner_wake` is signalled for each event.
 #pragma once
 
 #include "base/wake.h"
@@ -14,7 +14,7 @@ enum io_event_kind {
     IO_UP,       // both links of `epoch` are up
     IO_RECEIVED, // `frame` arrived: read it, then io_release
     IO_SENT,     // `frame` is the owner's again
-    IO_LOST,     // a link of `epoch` is lost; both are closed; frames in flight came back before this
+    IO_LOST, // a link of `epoch` is lost; both are closed; frames in flight came back before this
 };
 
 struct io_event {
