@@ -40,22 +40,22 @@ void random_shuffle(struct random *random, uint32_t *values, uint32_t count) {
 
 // -- checkpoints ----------------------------------------------------------------------------------
 
-void checkpoint_open(const char *directory, struct checkpoint *checkpoint_out) {
-    memset(checkpoint_out, 0, sizeof(*checkpoint_out));
+void reference_open(const char *directory, struct reference *reference_out) {
+    memset(reference_out, 0, sizeof(*reference_out));
     const char *name = strrchr(directory, '/') + 1;
-    CHECK(strlen(directory) < sizeof(checkpoint_out->directory));
-    CHECK(strlen(name) < sizeof(checkpoint_out->name));
-    strcpy(checkpoint_out->directory, directory);
-    strcpy(checkpoint_out->name, name);
+    CHECK(strlen(directory) < sizeof(reference_out->directory));
+    CHECK(strlen(name) < sizeof(reference_out->name));
+    strcpy(reference_out->directory, directory);
+    strcpy(reference_out->name, name);
     struct error error = {0};
-    must(model_config_read(directory, &checkpoint_out->config, &error), &error, name);
+    must(model_config_read(directory, &reference_out->config, &error), &error, name);
 }
 
 static int is_visible(const struct dirent *entry) {
     return entry->d_name[0] != '.';
 }
 
-uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX]) {
+uint32_t checkpoints_open(struct reference checkpoints_out[CHECKPOINT_COUNT_MAX]) {
     static const char root[] = STAGECOACH_SOURCE_DIR "/tests/parity/testdata/checkpoints";
     struct dirent **entries = NULL;
     int count = scandir(root, &entries, is_visible, alphasort);
@@ -64,7 +64,7 @@ uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX
         char directory[512];
         int length = snprintf(directory, sizeof(directory), "%s/%s", root, entries[i]->d_name);
         CHECK(length > 0 && (size_t)length < sizeof(directory));
-        checkpoint_open(directory, &checkpoints_out[i]);
+        reference_open(directory, &checkpoints_out[i]);
         free(entries[i]);
     }
     free(entries);
@@ -84,7 +84,7 @@ static struct tensor random_tensor(struct random *random, uint32_t row_count, ui
         .data = data, .dtype = DTYPE_BF16, .row_count = row_count, .column_count = column_count};
 }
 
-void checkpoint_make_wide(struct checkpoint *checkpoint_out) {
+void reference_make_wide(struct reference *reference_out) {
     const struct model_config config = {.architecture = "LlamaForCausalLM",
                                         .layer_count = 4,
                                         .hidden_size = 328,
@@ -97,7 +97,7 @@ void checkpoint_make_wide(struct checkpoint *checkpoint_out) {
                                         .rms_norm_epsilon = 1e-5,
                                         .rope = {.kind = ROPE_DEFAULT, .theta = 10000},
                                         .dtype = DTYPE_BF16};
-    *checkpoint_out = (struct checkpoint){.name = "wide", .config = config};
+    *reference_out = (struct reference){.name = "wide", .config = config};
     uint32_t hidden = config.hidden_size;
     uint32_t q_width = config.head_count * config.head_size;
     uint32_t kv_width = config.kv_head_count * config.head_size;
@@ -123,10 +123,10 @@ void checkpoint_make_wide(struct checkpoint *checkpoint_out) {
     weights->final_norm = random_tensor(&random, 1, hidden, 1);
     weights->head = random_tensor(&random, config.vocabulary_size, hidden, 0);
     weights->layer_count = config.layer_count;
-    checkpoint_out->weights = weights;
+    reference_out->weights = weights;
 }
 
-void checkpoint_unmake(struct checkpoint *checkpoint) {
+void reference_unmake(struct reference *checkpoint) {
     struct weights *weights = checkpoint->weights;
     for (uint32_t i = 0; i < checkpoint->config.layer_count; i++) {
         const struct layer_weights *layer = &weights->layers[i];
@@ -156,7 +156,7 @@ struct backend *harness_backend(const char *variant, uint32_t thread_count) {
 // -- pipelines ------------------------------------------------------------------------------------
 
 struct pipeline {
-    const struct checkpoint *checkpoint;
+    const struct reference *checkpoint;
     uint32_t stage_count;
     struct weights *weights[PIPELINE_STAGE_COUNT_MAX];
     struct model *models[PIPELINE_STAGE_COUNT_MAX];
@@ -164,7 +164,7 @@ struct pipeline {
 };
 
 // From the files, or a view of the weights in memory.
-static struct weights *stage_weights_open(const struct checkpoint *checkpoint,
+static struct weights *stage_weights_open(const struct reference *checkpoint,
                                           const struct weights_range *range) {
     struct weights *weights = NULL;
     struct error error = {0};
@@ -185,14 +185,14 @@ static struct weights *stage_weights_open(const struct checkpoint *checkpoint,
     return weights;
 }
 
-static void stage_weights_close(const struct checkpoint *checkpoint, struct weights *weights) {
+static void stage_weights_close(const struct reference *checkpoint, struct weights *weights) {
     if (checkpoint->weights == NULL)
         weights_close(weights);
     else
         free(weights);
 }
 
-struct pipeline *pipeline_open(struct backend *backend, const struct checkpoint *checkpoint,
+struct pipeline *pipeline_open(struct backend *backend, const struct reference *checkpoint,
                                const uint32_t *layer_counts, uint32_t stage_count,
                                const struct model_options *options) {
     const struct model_config *config = &checkpoint->config;

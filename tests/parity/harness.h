@@ -36,7 +36,7 @@ uint32_t random_below(struct random *random, uint32_t bound);
 void random_shuffle(struct random *random, uint32_t *values, uint32_t count);
 
 // -- checkpoints ----------------------------------------------------------------------------------
-struct checkpoint {
+struct reference {
     char name[128];
     char directory[512]; // empty when `weights` is not NULL
     struct model_config config;
@@ -44,12 +44,12 @@ struct checkpoint {
 };
 
 // Opens the checkpoint in DIRECTORY; its last part is the name.
-void checkpoint_open(const char *directory, struct checkpoint *checkpoint_out);
+void reference_open(const char *directory, struct reference *reference_out);
 // All of testdata/checkpoints, by name. Returns how many.
-uint32_t checkpoints_open(struct checkpoint checkpoints_out[CHECKPOINT_COUNT_MAX]);
+uint32_t checkpoints_open(struct reference checkpoints_out[CHECKPOINT_COUNT_MAX]);
 // Random bf16 weights with the widths of a real model's layers, for kernels that work in tiles.
-void checkpoint_make_wide(struct checkpoint *checkpoint_out);
-void checkpoint_unmake(struct checkpoint *checkpoint);
+void reference_make_wide(struct reference *reference_out);
+void reference_unmake(struct reference *checkpoint);
 
 // -- backends -------------------------------------------------------------------------------------
 struct backend *harness_backend(const char *variant, uint32_t thread_count);
@@ -59,7 +59,7 @@ struct backend *harness_backend(const char *variant, uint32_t thread_count);
 struct pipeline;
 
 // layer_counts[stage_count] sum to the config's layers; all stages share `backend`.
-struct pipeline *pipeline_open(struct backend *backend, const struct checkpoint *checkpoint,
+struct pipeline *pipeline_open(struct backend *backend, const struct reference *checkpoint,
                                const uint32_t *layer_counts, uint32_t stage_count,
                                const struct model_options *options);
 void pipeline_close(struct pipeline *pipeline);

@@ -41,7 +41,7 @@ struct sequence {
 struct law_case {
     uint64_t seed;
     struct random random;
-    const struct checkpoint *checkpoint;
+    const struct reference *checkpoint;
     const char *variant;
     enum dtype activation_dtype, kv_dtype;
     uint32_t thread_count;
@@ -51,7 +51,7 @@ struct law_case {
     struct sequence sequences[SEQUENCE_COUNT_MAX];
 };
 
-static struct checkpoint checkpoints[CHECKPOINT_COUNT_MAX];
+static struct reference checkpoints[CHECKPOINT_COUNT_MAX];
 static uint32_t checkpoint_count;
 
 static uint64_t environment_number(const char *name, uint64_t otherwise) {
@@ -303,13 +303,13 @@ static int setup(void **state) {
     (void)state;
     checkpoint_count = checkpoints_open(checkpoints);
     assert_true(checkpoint_count < CHECKPOINT_COUNT_MAX);
-    checkpoint_make_wide(&checkpoints[checkpoint_count++]);
+    reference_make_wide(&checkpoints[checkpoint_count++]);
     return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
-    checkpoint_unmake(&checkpoints[checkpoint_count - 1]);
+    reference_unmake(&checkpoints[checkpoint_count - 1]);
     return 0;
 }
 

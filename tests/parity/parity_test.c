@@ -26,7 +26,7 @@ static const double TOLERANCE_F32 = 2e-5;
 // most, and layers pass it on.
 static const double TOLERANCE_BF16_ACTIVATIONS = 0.03;
 
-static struct checkpoint checkpoints[CHECKPOINT_COUNT_MAX];
+static struct reference checkpoints[CHECKPOINT_COUNT_MAX];
 static uint32_t checkpoint_count;
 
 // -- expected results -----------------------------------------------------------------------------
@@ -83,7 +83,7 @@ static json_t *json_read(const char *directory, const char *name) {
 }
 
 // The results in `directory` for a checkpoint that may be elsewhere.
-static struct expected expected_open(const struct checkpoint *checkpoint, const char *directory) {
+static struct expected expected_open(const struct reference *checkpoint, const char *directory) {
     json_t *root = json_read(directory, "expected.json");
     const json_t *greedy = json_object_get(root, "greedy");
     struct expected e = {
@@ -112,13 +112,13 @@ static void expected_close(struct expected *e) {
 // -- one sequence through one stage ---------------------------------------------------------------
 
 struct run {
-    const struct checkpoint *checkpoint;
+    const struct reference *checkpoint;
     struct pipeline *pipeline;
     uint32_t *blocks;
     uint32_t position;
 };
 
-static struct run run_open(struct backend *backend, const struct checkpoint *checkpoint,
+static struct run run_open(struct backend *backend, const struct reference *checkpoint,
                            enum dtype activation_dtype, enum dtype kv_dtype,
                            uint32_t position_count, uint32_t row_count_max) {
     uint32_t block_count = (position_count + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
@@ -173,7 +173,7 @@ static double difference(const float *got, const float *wanted, uint32_t width, 
 }
 
 struct comparison {
-    const struct checkpoint *checkpoint;
+    const struct reference *checkpoint;
     const struct expected *expected;
     const char *variant;
     enum dtype activation_dtype, kv_dtype;
@@ -245,7 +245,7 @@ static void compare_greedy(struct comparison *c, struct run *run) {
 }
 
 // Returns the greatest difference, of a row's largest value.
-static double compare_checkpoint(struct backend *backend, const struct checkpoint *checkpoint,
+static double compare_checkpoint(struct backend *backend, const struct reference *checkpoint,
                                  const char *results, enum dtype activation_dtype,
                                  enum dtype kv_dtype) {
     struct expected e = expected_open(checkpoint, results);
@@ -300,7 +300,7 @@ static void model_rounds_bf16_activations_at_layer_boundaries(void **state) {
 
 // -- opening --------------------------------------------------------------------------------------
 
-static void open_refused(struct backend *backend, const struct checkpoint *checkpoint,
+static void open_refused(struct backend *backend, const struct reference *checkpoint,
                          const struct model_options *options, enum status wanted,
                          const char *sentence_part) {
     struct model *model = NULL;
@@ -314,8 +314,8 @@ static void open_refused(struct backend *backend, const struct checkpoint *check
 
 static void model_says_what_it_cannot_open(void **state) {
     (void)state;
-    struct checkpoint wide;
-    checkpoint_make_wide(&wide);
+    struct reference wide;
+    reference_make_wide(&wide);
     struct backend *backend = harness_backend("reference", 1);
     const struct model_options good = {.activation_dtype = DTYPE_F32,
                                        .kv_dtype = DTYPE_F32,
@@ -334,7 +334,7 @@ static void model_says_what_it_cannot_open(void **state) {
     options.kv_block_count = UINT32_MAX;
     open_refused(backend, &wide, &options, STATUS_NO_MEMORY, "562949953290240 bytes");
     backend_close(backend);
-    checkpoint_unmake(&wide);
+    reference_unmake(&wide);
 }
 
 // -- the demo model -------------------------------------------------------------------------------
@@ -345,8 +345,8 @@ static const char DEMO_RESULTS[] = STAGECOACH_SOURCE_DIR "/tests/parity/testdata
 
 static void demo_model_computes_what_transformers_does(void **state) {
     (void)state;
-    struct checkpoint demo;
-    checkpoint_open(DEMO_CHECKPOINT, &demo);
+    struct reference demo;
+    reference_open(DEMO_CHECKPOINT, &demo);
     for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
         struct backend *backend = harness_backend(*variant, 2);
         for (enum dtype kv = DTYPE_F32; kv <= DTYPE_F16; kv++)
@@ -392,8 +392,8 @@ static uint32_t compare_demo_greedy(struct run *run, const json_t *cases, double
 }
 
 static void compare_demo(enum dtype kv_dtype, double margin_min) {
-    struct checkpoint demo;
-    checkpoint_open(DEMO_CHECKPOINT, &demo);
+    struct reference demo;
+    reference_open(DEMO_CHECKPOINT, &demo);
     json_t *root = json_read(TESTDATA, "demo_greedy.json");
     const json_t *cases = json_object_get(root, "cases");
     assert_true(json_array_size(cases) > 0);
