@@ -201,7 +201,7 @@ def rule_options(build):
     documented = set(re.findall(r"--[a-z][a-z0-9-]*", readme.read_text()))
     offences = []
     commands = [[f"{build}/{program}", *verb] for program, *verb in PROGRAMS]
-    for command in commands + [["deploy/demo"], ["deploy/install"], ["tests/run"]]:
+    for command in commands + [["deploy/demo"]]:
         text = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True,
                               timeout=30).stdout
         named = set(re.findall(r"^  (--[a-z][a-z0-9-]*)", text, re.MULTILINE))
