@@ -59,8 +59,13 @@ static void show_stages(const Stagecoach__V1__Pipeline *pipeline) {
     for (size_t i = 0; i < pipeline->n_stages; i++) {
         const Stagecoach__V1__Stage *stage = pipeline->stages[i];
         if (stage->layer_count == 0) continue;
-        fprintf(stderr, "stage %u: layers %u-%u, %.1f MB of weights, %s, %u thread%s (%s)\n",
-                stage->stage_index, stage->layer_first, stage->layer_first + stage->layer_count - 1,
+        fprintf(stderr, "stage %u: ", stage->stage_index);
+        if (stage->layer_count == 1)
+            fprintf(stderr, "layer %u", stage->layer_first);
+        else
+            fprintf(stderr, "layers %u-%u", stage->layer_first,
+                    stage->layer_first + stage->layer_count - 1);
+        fprintf(stderr, ", %.1f MB of weights, %s, %u thread%s (%s)\n",
                 (double)stage->weight_bytes / 1e6, stage->kernel_variant, stage->thread_count,
                 stage->thread_count == 1 ? "" : "s", stage->name);
     }
