@@ -111,15 +111,13 @@ bool port_poll(struct port *port) {
     uint64_t now_ms = clock_now_ms(&port->clock);
     port_excuse_peers(port, now_ms);
     port->now_ms = now_ms;
-    bool moved = port->ops->progress(port);
-    if (now_ms != port->timed_ms) {
-        port->timed_ms = now_ms;
-        port->happened = true;
-        for (struct link *link = port->links; link != NULL; link = link->next)
-            link_run_timers(link);
-    }
-    if (!moved && !port->happened) return false;
-    bool happened = moved;
+    bool happened = port->ops->progress(port);
+    bool ticked = now_ms != port->timed_ms;
+    for (struct link *link = port->links; ticked && link != NULL; link = link->next)
+        link_run_timers(link);
+    port->timed_ms = now_ms;
+    happened |= port->happened; // also what a wait has seen
+    if (!happened && !ticked) return false;
     do {
         port->happened = false;
         port_sweep_conns(port);

@@ -341,10 +341,14 @@ void send_slot_done(struct send_slot *slot) {
     slot->link->port->happened = true;
 }
 
+// A sender with more than half of its credits left is told of more only later, which spares it (and
+// us) a message, perhaps a wake-up, for each frame. At half and below it is told of each.
 void link_return_credit(struct link *link) {
     if (link->state != LINK_UP || link->released_told_count == link->released_count ||
         !conn_is_live(link->conn))
         return;
+    uint64_t granted_count = link->released_told_count + link->credit_count;
+    if (granted_count - link->delivered_count > link->credit_count / 2) return;
     union link_message message = link_message_make(LINK_CREDIT);
     message.credit.released_count = link->released_count;
     if (link->port->ops->send_message(link->conn, &message))

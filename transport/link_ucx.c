@@ -178,6 +178,8 @@ static void ucx_receive_worker(struct ucx_conn *conn, const uint8_t *message) {
 
 static bool ucx_send_message(struct conn *base, const union link_message *message) {
     struct ucx_conn *conn = (struct ucx_conn *)base;
+    if (message->head.kind == LINK_CREDIT)
+        return ucx_data_send_credit(base->data, &message->credit);
     if (message->head.kind == LINK_ACCEPT && ucx_offer_worker(conn) != STATUS_OK) return false;
     if (!channel_put(&conn->channel, message, link_message_bytes(message->head.kind))) return false;
     channel_send(conn);

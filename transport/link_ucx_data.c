@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 
-enum { AM_FRAME = 1 };
+enum { AM_FRAME = 1, AM_CREDIT = 2 };
 
 static void data_broke(struct ucx_data *data, const char *what, ucs_status_t status) {
     char reason[128];
@@ -56,6 +56,32 @@ void ucx_data_send_frame(struct ucx_data *data, struct send_slot *slot) {
     } else {
         data->operation_count++;
     }
+}
+
+static void credit_sent(void *request, ucs_status_t status, void *user_data) {
+    struct ucx_data *data = user_data;
+    data->credit_busy = false;
+    if (status != UCS_OK) data_broke(data, "a credit cannot be sent", status);
+    ucp_request_free(request);
+    operation_ended(data);
+}
+
+bool ucx_data_send_credit(struct ucx_data *data, const struct link_credit *credit) {
+    if (data->ep == NULL || data->credit_busy) return false;
+    data->credit = *credit;
+    ucp_request_param_t param = {.op_attr_mask =
+                                     UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+                                 .cb.send = credit_sent,
+                                 .user_data = data};
+    ucs_status_ptr_t request =
+        ucp_am_send_nbx(data->ep, AM_CREDIT, &data->credit, sizeof(data->credit), NULL, 0, &param);
+    if (UCS_PTR_IS_ERR(request)) {
+        data_broke(data, "a credit cannot be sent", UCS_PTR_STATUS(request));
+    } else if (request != NULL) {
+        data->credit_busy = true;
+        data->operation_count++;
+    }
+    return true;
 }
 
 // -- receiving -----------------------------------------------------------------------------------
@@ -107,21 +133,39 @@ static ucs_status_t frame_arrived(void *arg, const void *header, size_t header_b
     return UCS_OK;
 }
 
+static ucs_status_t credit_arrived(void *arg, const void *header, size_t header_bytes,
+                                   void *payload, size_t payload_bytes,
+                                   const ucp_am_recv_param_t *param) {
+    struct ucx_data *data = arg;
+    (void)payload;
+    (void)param;
+    // Whatever is not a credit to the letter has a size that no message has.
+    bool plausible = header_bytes == sizeof(struct link_credit) && payload_bytes == 0;
+    if (!data->ending) conn_receive_message(data->conn, header, plausible ? header_bytes : 0);
+    return UCS_OK;
+}
+
 // -- life ----------------------------------------------------------------------------------------
+
+static ucs_status_t data_set_handler(struct ucx_data *data, unsigned id,
+                                     ucp_am_recv_callback_t arrived) {
+    ucp_am_handler_param_t param = {
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                      UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .id = id,
+        .flags = UCP_AM_FLAG_WHOLE_MSG,
+        .cb = arrived,
+        .arg = data};
+    return ucp_worker_set_am_recv_handler(data->worker, &param);
+}
 
 static ucs_status_t data_set_up(struct ucx_data *data, ucp_context_h context) {
     ucp_worker_params_t worker_params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
                                          .thread_mode = UCS_THREAD_MODE_SINGLE};
     ucs_status_t status = ucp_worker_create(context, &worker_params, &data->worker);
     if (status != UCS_OK) return status;
-    ucp_am_handler_param_t handler_param = {
-        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
-                      UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-        .id = AM_FRAME,
-        .flags = UCP_AM_FLAG_WHOLE_MSG,
-        .cb = frame_arrived,
-        .arg = data};
-    status = ucp_worker_set_am_recv_handler(data->worker, &handler_param);
+    status = data_set_handler(data, AM_FRAME, frame_arrived);
+    if (status == UCS_OK) status = data_set_handler(data, AM_CREDIT, credit_arrived);
     if (status != UCS_OK) return status;
     return ucp_worker_get_efd(data->worker, &data->event_fd);
 }

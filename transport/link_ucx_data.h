@@ -20,6 +20,8 @@ struct ucx_data {
     bool ended;               // the endpoint is closed and every request complete
     bool closed;              // the endpoint is closed
     bool flushed;
+    bool credit_busy; // `credit` is on its way
+    struct link_credit credit;
 };
 
 // STATUS_NO_MEMORY, STATUS_IO (logged).
@@ -38,5 +40,8 @@ MUST_USE enum status ucx_data_join(struct ucx_data *data, const void *address);
 
 bool ucx_data_progress(struct ucx_data *data);
 void ucx_data_send_frame(struct ucx_data *data, struct send_slot *slot);
+// A credit costs a microsecond this way, and a system call or two and a wake-up by TCP. False: the
+// last one has not left yet, or the peer's worker is not known yet.
+MUST_USE bool ucx_data_send_credit(struct ucx_data *data, const struct link_credit *credit);
 void ucx_data_flush(struct ucx_data *data); // data->flushed follows
 void ucx_data_end(struct ucx_data *data);   // data->ended follows

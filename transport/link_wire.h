@@ -11,8 +11,8 @@
 //   PING   <------------------>  PING     every LINK_PING_MS
 //   BYE    <------------------>  BYE      this end closes the link
 //
-// link_ucx sends messages one after the other over a TCP connection of its own, and frames with
-// their notices as UCX active messages.
+// link_ucx sends messages one after the other over a TCP connection of its own, but credits, and
+// frames with their notices, as UCX active messages.
 #pragma once
 
 #include <stddef.h>

@@ -42,14 +42,18 @@ static inline struct clock world_clock(void) {
     return (struct clock){.now_ns = world_now_ns};
 }
 
+static uint32_t world_told_count; // calls of handlers
+
 static void end_up(struct link *link, void *ctx) {
     (void)link;
+    world_told_count++;
     ((struct end *)ctx)->up_count++;
 }
 
 static void end_received(struct link *link, void *ctx, struct frame *frame) {
     struct end *end = ctx;
     (void)link;
+    world_told_count++;
     assert_true(end->held_count < WORLD_HELD_MAX);
     assert_int_equal(end->lost_count, 0);
     end->held[end->held_count++] = frame;
@@ -59,6 +63,7 @@ static void end_received(struct link *link, void *ctx, struct frame *frame) {
 static void end_sent(struct link *link, void *ctx, struct frame *frame) {
     struct end *end = ctx;
     (void)link;
+    world_told_count++;
     assert_true(end->returned_count < WORLD_HELD_MAX);
     assert_int_equal(end->lost_count, 0);
     end->returned[end->returned_count++] = frame;
@@ -68,6 +73,7 @@ static void end_sent(struct link *link, void *ctx, struct frame *frame) {
 static void end_lost(struct link *link, void *ctx, const struct error *error) {
     struct end *end = ctx;
     (void)link;
+    world_told_count++;
     end->lost_count++;
     end->error = *error;
 }
@@ -105,8 +111,13 @@ static inline void world_close(struct world *world) {
 
 static inline bool world_poll(struct world *world) {
     bool any = false;
-    for (size_t i = 0; i < world->port_count; i++)
-        if (world->ports[i] != NULL) any |= port_poll(world->ports[i]);
+    for (size_t i = 0; i < world->port_count; i++) {
+        uint32_t told_count = world_told_count;
+        bool happened = port_poll(world->ports[i]);
+        // An owner that is told nothing happened goes to sleep.
+        assert_true(happened || world_told_count == told_count);
+        any |= happened;
+    }
     return any;
 }
 
