@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes testdata/checkpoints: small Llama checkpoints with random weights and what they must compute.
+"""Writes testdata/checkpoints: small Llama checkpoints, random weights, and what they must compute.
 
 Each folder is a checkpoint in the Hugging Face layout plus the results of transformers' own
 LlamaForCausalLM, loaded from these very files, weights raised from the stored type to f32, eager
@@ -160,7 +160,11 @@ def config_json(case):
         "vocab_size": case.vocab,
     }
     if case.name != "mha-f32-untied":
-        config |= {"num_key_value_heads": case.kv_heads, "attention_bias": case.bias, "mlp_bias": case.bias}
+        config |= {
+            "num_key_value_heads": case.kv_heads,
+            "attention_bias": case.bias,
+            "mlp_bias": case.bias,
+        }
     return config | case.config
 
 
@@ -221,7 +225,9 @@ def write_weights(folder, case, weights):
     for shard in range(case.shards):
         part = names[shard * size : (shard + 1) * size]
         file = f"model-{shard + 1:05}-of-{case.shards:05}.safetensors"
-        save_file({name: weights[name] for name in part}, os.path.join(folder, file), {"format": "pt"})
+        save_file(
+            {name: weights[name] for name in part}, os.path.join(folder, file), {"format": "pt"}
+        )
         where |= {name: file for name in part}
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
@@ -289,7 +295,7 @@ def register_kv_bf16():
 
 
 def rows_to_store(count):
-    """The first rows, where a RoPE or mask mistake shows little, and ever later ones, where it shows much."""
+    """The first rows, where a RoPE or mask mistake shows little, and later ones, where it shows."""
     spread = [round(count * part / 6) for part in range(1, 6)]
     return sorted({0, 1, 2, *spread, count - 2, count - 1})
 
@@ -336,7 +342,9 @@ def write_expected(folder, model, about, prompt, extra):
 
 
 def load(folder):
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def make(case, root):
@@ -348,12 +356,19 @@ def make(case, root):
     extra = {"stored_dtype": case.dtype, "greedy": tokens, "greedy_margin": margin}
     write_expected(folder, model, case.about, prompt, extra)
     size = sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder))
-    print(f"{case.name:18} {size / 1024:6.0f} KiB  prompt {len(prompt):3}  greedy margin {margin:.3f}", flush=True)
+    print(
+        f"{case.name:18} {size / 1024:6.0f} KiB  prompt {len(prompt):3}  greedy margin {margin:.3f}",
+        flush=True,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default=os.path.join(HERE, "testdata", "checkpoints"), help="folder to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", default=os.path.join(HERE, "testdata", "checkpoints"), help="folder to write"
+    )
     parser.add_argument("cases", nargs="*", help="names of cases; all if none is named")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes what transformers makes of the demo model in deploy/demo-model/checkpoint:
 
-  testdata/demo_greedy.json  greedy continuations of held-out prompts, f32, up to the end of the text
-  testdata/demo_tokens.json  token ids of texts and the texts decoded from them
-  testdata/demo/             logits and residual stream of one prompt, as in make_checkpoints.py
+testdata/demo_greedy.json  greedy continuations of held-out prompts, f32, up to the end of the text
+testdata/demo_tokens.json  token ids of texts and the texts decoded from them
+testdata/demo/             logits and residual stream of one prompt, as in make_checkpoints.py
 """
 
 import os
@@ -19,7 +19,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DEMO = os.path.join(HERE, "..", "..", "deploy", "demo-model")
 sys.path.insert(0, DEMO)
 
-import corpus  # noqa: E402
+import corpus
 
 NEW_TOKENS_MAX = 48
 MARGIN_MIN = 1e-3
@@ -50,7 +50,9 @@ def tokens_expected(tokenizer):
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        decoded = tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        decoded = tokenizer.decode(
+            plain, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         cases.append({"text": text, "ids": ids, "ids_without_begin": plain, "decoded": decoded})
     return cases
 
@@ -97,7 +99,11 @@ def main():
     tokens = tokens_expected(tokenizer)
     parity.write_json(out, "demo_tokens.json", {"cases": tokens})
     cases = greedy_expected(model, tokenizer)
-    about = {"new_tokens_max": NEW_TOKENS_MAX, "margin_min": MARGIN_MIN, "eos_id": tokenizer.eos_token_id}
+    about = {
+        "new_tokens_max": NEW_TOKENS_MAX,
+        "margin_min": MARGIN_MIN,
+        "eos_id": tokenizer.eos_token_id,
+    }
     parity.write_json(out, "demo_greedy.json", {**about, "cases": cases})
 
     story = next(case for case in cases if case["family"] == "story")
