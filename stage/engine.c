@@ -257,8 +257,8 @@ static void write_samples(struct engine *engine, const struct frame_view *in,
             const struct frame_sequence *s = &in->sequences[sequence_index];
             struct frame_sample *sample = &out->samples[first + i];
             sampler_draw(engine->sampler, logits + (size_t)i * engine->config.vocabulary_size, s,
-                         (uint64_t)s->position_first + s->row_count, &in->biases[s->bias_first],
-                         &in->history[s->history_first], sample, &out->tops[top_first]);
+                         (uint64_t)s->position_first + s->row_count, in->biases, in->history,
+                         sample, &out->tops[top_first]);
             sample->sequence_id = s->sequence_id;
             sample->top_first = top_first;
             sample->top_count = top_count_of(engine, s);

@@ -11,7 +11,7 @@ void sampler_close(struct sampler *sampler); // NULL allowed
 
 // Draws the token that follows the last row of `sequence`.
 //   logits: (vocabulary_size) f32, not changed.   position: of the new token.
-//   biases, history: the tables of the frame.
+//   biases, history: the whole tables of the frame; the sequence says which entries are its own.
 //   top_out: room for sequence->top_logprob_count entries; most likely first, ties by lower id.
 //   Written, like the log-probability, only when the sequence asks for FRAME_LOGPROBS.
 //   sample_out: top_count entries are in top_out; top_first is left 0 for the caller to set.
