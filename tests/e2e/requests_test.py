@@ -98,16 +98,16 @@ class RequestsTest(unittest.TestCase):
         self.assertEqual(completion.last.finish_reason, LENGTH)
 
     def test_stop_string_is_not_in_the_text(self):
-        whole = self.generate("The", max_tokens=40).text
+        whole = self.generate(max_tokens=40).text
         word = whole.split()[2]
-        completion = self.generate("The", stop={"max_tokens": 40, "strings": ["\x01", word]})
+        completion = self.generate(stop={"max_tokens": 40, "strings": ["\x01", word]})
         self.assertEqual(completion.text, whole[: whole.index(word)])
         self.assertEqual(completion.last.finish_reason, STOP)
         self.assertEqual(completion.last.stop_string, word)
 
     def test_stop_token_ends(self):
-        ids = self.generate("The", max_tokens=20).token_ids
-        completion = self.generate("The", stop={"max_tokens": 20, "token_ids": [ids[4]]})
+        ids = self.generate(max_tokens=20).token_ids
+        completion = self.generate(stop={"max_tokens": 20, "token_ids": [ids[4]]})
         end = ids.index(ids[4]) + 1
         self.assertEqual(completion.token_ids, ids[:end])
         self.assertEqual(completion.last.stop_token_id, ids[4])
