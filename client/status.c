@@ -1,10 +1,9 @@
 // status: the pipeline, its stages and their layers.
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "client/client.h"
-#include "client/message_json.h"
+#include "client/query.h"
 #include "client/verbs.h"
 #include "stagecoach/v1/admin.pb-c.h"
 
@@ -62,7 +61,8 @@ static void print_stage(const Stagecoach__V1__Stage *stage) {
     if (stage->error[0] != '\0') printf("       error: %s\n", stage->error);
 }
 
-static int print_table(const Stagecoach__V1__Pipeline *pipeline) {
+static int print_table(const ProtobufCMessage *response) {
+    const Stagecoach__V1__Pipeline *pipeline = (const Stagecoach__V1__Pipeline *)response;
     bool is_running = pipeline->state == STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_RUNNING;
     printf("model %s: %s, epoch %" PRIu64 "%s%s\n", pipeline->model_name,
            pipeline_state_word(pipeline->state), pipeline->epoch, is_running ? "" : ": ",
@@ -84,33 +84,14 @@ static int print_table(const Stagecoach__V1__Pipeline *pipeline) {
 }
 
 int verb_status(int argc, char **argv) {
-    const char *coordinator = CLIENT_COORDINATOR_DEFAULT;
-    bool as_json = false;
-    const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&coordinator),
-        {.name = "json", .kind = OPTION_FLAG, .target = &as_json, .help = "one line of JSON"},
-    };
-    const struct options options = {
+    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    const struct query query = {
         .program = "stagecoach status",
         .purpose = "shows the pipeline, its stages and their layers.",
-        .usage = "[options]",
-        .specs = specs,
-        .spec_count = sizeof(specs) / sizeof(specs[0]),
+        .service = &stagecoach__v1__admin__descriptor,
+        .method = "GetPipeline",
+        .request = &request.base,
+        .print_table = print_table,
     };
-    size_t positional_count;
-    enum options_result result = options_parse(&options, argc, argv, &positional_count);
-    if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? EXIT_SUCCESS : CLIENT_EXIT_USAGE;
-    struct client client;
-    if (!client_open(coordinator, &client)) return EXIT_FAILURE;
-    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
-    ProtobufCMessage *response =
-        client_call(&client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base);
-    int exit_status = EXIT_FAILURE;
-    if (response != NULL) {
-        exit_status = as_json ? json_print_line(message_json(response))
-                              : print_table((Stagecoach__V1__Pipeline *)response);
-        protobuf_c_message_free_unpacked(response, NULL);
-    }
-    client_close(&client);
-    return exit_status;
+    return query_run(&query, argc, argv);
 }
