@@ -3,7 +3,8 @@
 // A `struct port` is a process's end of the data plane: it listens, makes links, and progresses all
 // of them on one thread. link_local joins ports of one process (tests, one-process pipelines);
 // link_ucx joins processes and machines. Everything here is for the owner thread of the port,
-// except where said. No call blocks except port_wait.
+// except where said. No call blocks except port_wait, and, for at most LINK_CLOSE_MS, port_close
+// and the link_close of a sender whose peer does not take the frames still lent.
 //
 // A link has a sender end and a receiver end. The sender connects; the receiver must expect it: the
 // same epoch and link id, else the connection is refused. The receiver grants `credit_count` frames
@@ -59,7 +60,10 @@ void local_hub_close(struct local_hub *hub);
 MUST_USE enum status port_open_local(struct local_hub *hub, const struct port_config *config,
                                      struct port **port_out);
 
-// Listens on host:port_number (0: any free one; host "0.0.0.0" or "::" for all interfaces).
+// Listens on host:port_number (0: any free one; host "0.0.0.0" or "::" for all interfaces). Frames
+// go by the interface of that host too: name the address of the network that should carry them (see
+// ucx_devices_of). Between processes of one machine they go by shared memory, for which both must
+// run as one user.
 // STATUS_IO with a sentence that names the address, STATUS_NO_MEMORY.
 MUST_USE enum status port_open_ucx(const char *host, uint16_t port_number,
                                    const struct port_config *config, struct port **port_out,
@@ -86,7 +90,8 @@ MUST_USE enum status link_expect(struct port *port, const struct link_config *co
                                  struct link **link_out);
 
 // Sender end. Tries again while the peer refuses (it may not expect us yet), until LINK_CONNECT_MS.
-// STATUS_INVALID: the address is not "host:port"; STATUS_NO_MEMORY.
+// A name is looked up here, which may block. STATUS_INVALID: the address is not "host:port";
+// STATUS_UNAVAILABLE: the name has no address; STATUS_NO_MEMORY.
 MUST_USE enum status link_connect(struct port *port, const char *address,
                                   const struct link_config *config, void *ctx,
                                   struct link **link_out, struct error *error);
@@ -95,11 +100,13 @@ MUST_USE enum status link_connect(struct port *port, const char *address,
 // try again. If true, the link borrows `frame` until `sent` runs. If false, the link kept nothing.
 MUST_USE bool link_send(struct link *link, struct frame *frame);
 
-// Receiver: gives a received frame back; its credit returns to the sender.
+// Receiver: gives a received frame back; its credit returns to the sender. Allowed after
+// link_close.
 void link_release(struct link *link, struct frame *frame);
 
 // Frames lent to the link are no longer touched when this returns (`sent` does not run for them);
-// received frames not yet released stay valid until port_close. NULL allowed.
+// received frames not yet released stay valid until they are, or until port_close. The link is not
+// to be used any more, but for link_release. NULL allowed.
 void link_close(struct link *link);
 
 // Counters for status.

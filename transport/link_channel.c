@@ -26,12 +26,16 @@ enum status channel_listen(const struct sockaddr *address, socklen_t address_byt
     what = "cannot listen";
     if (listen(fd, LISTEN_BACKLOG_COUNT) != 0) goto fail;
     what = "cannot tell its port";
-    struct sockaddr_storage bound;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+    } bound;
     socklen_t bound_bytes = sizeof(bound);
-    if (getsockname(fd, (struct sockaddr *)&bound, &bound_bytes) != 0) goto fail;
-    *port_number_out =
-        ntohs(bound.ss_family == AF_INET6 ? ((const struct sockaddr_in6 *)&bound)->sin6_port
-                                          : ((const struct sockaddr_in *)&bound)->sin_port);
+    memset(&bound, 0, sizeof(bound));
+    if (getsockname(fd, &bound.any, &bound_bytes) != 0) goto fail;
+    bool is_in6 = bound.any.sa_family == AF_INET6;
+    *port_number_out = ntohs(is_in6 ? bound.in6.sin6_port : bound.in.sin_port);
     *fd_out = fd;
     return STATUS_OK;
 fail:

@@ -170,8 +170,6 @@ void link_deliver(struct link *link);
 void link_return_credit(struct link *link);
 void conn_end(struct conn *conn, enum conn_phase wanted);
 void conn_check_failed(struct conn *conn);
-// When the next timer of the port is due, in ms from now.
-int port_timer_ms(struct port *port);
 
 // -- reports of carriers, from inside progress ---------------------------------------------------
 

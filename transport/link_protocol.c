@@ -476,28 +476,3 @@ void link_run_timers(struct link *link) {
         break;
     }
 }
-
-static uint64_t earlier(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
-}
-
-int port_timer_ms(struct port *port) {
-    uint64_t now_ms = clock_now_ms(&port->clock);
-    uint64_t due_ms = now_ms + 60000;
-    for (const struct conn *conn = port->conns; conn != NULL; conn = conn->next) {
-        bool timed = conn->phase == CONN_FLUSHING || conn->pending;
-        if (timed && conn->phase != CONN_FORCED) due_ms = earlier(due_ms, conn->deadline_ms);
-    }
-    for (const struct link *link = port->links; link != NULL; link = link->next) {
-        if (link->closed) continue;
-        if (link->state == LINK_UP) {
-            due_ms = earlier(due_ms, link->pinged_ms + LINK_PING_MS);
-            due_ms = earlier(due_ms, link->heard_ms + LINK_LOST_MS);
-        } else if (link->state == LINK_WAITING || link->state == LINK_GREETING) {
-            due_ms = earlier(due_ms, link->deadline_ms);
-            if (link->is_sender && link->state == LINK_WAITING)
-                due_ms = earlier(due_ms, link->retry_ms);
-        }
-    }
-    return due_ms <= now_ms ? 0 : (int)(due_ms - now_ms);
-}

@@ -24,22 +24,10 @@ __attribute__((constructor)) static void ucx_signals_give_back(void) {
 
 #if defined(__SANITIZE_THREAD__)
 #define UCX_UNDER_TSAN
-#elif defined(__SANITIZE_ADDRESS__)
-#define UCX_UNDER_ASAN
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define UCX_UNDER_TSAN
-#elif __has_feature(address_sanitizer)
-#define UCX_UNDER_ASAN
 #endif
-#endif
-
-#ifdef UCX_UNDER_ASAN
-// An endpoint in shared memory whose peer is gone before it is made loses 100 bytes (UCX 1.13).
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) {
-    return "leak:libuct.so";
-}
 #endif
 
 #ifdef UCX_UNDER_TSAN

@@ -21,6 +21,19 @@ static void link_comes_up_at_both_ends(void **state) {
     world_close(&world);
 }
 
+static void ucx_link_comes_up_over_ipv6(void **state) {
+    struct world world = {0};
+    struct end receiver, sender;
+    struct port_config port_config = {.clock = world_clock(), .handler = &world_handler};
+    struct link_config config = world_config(4, 1 << 20);
+    (void)state;
+    if (port_open_ucx("::1", 0, &port_config, &world.ports[0], NULL) != STATUS_OK) skip();
+    world.port_count = 1;
+    assert_memory_equal(port_address(world.ports[0]), "[::1]:", 6);
+    world_link(&world, &config, &receiver, &sender);
+    world_close(&world);
+}
+
 static void link_waits_for_a_late_expect(void **state) {
     struct world world;
     struct end receiver, sender;
@@ -491,6 +504,7 @@ static const bool local = false, ucx = true;
 
 static const struct CMUnitTest tests[] = {
     OVER_BOTH(link_comes_up_at_both_ends),
+    cmocka_unit_test(ucx_link_comes_up_over_ipv6),
     OVER_BOTH(link_waits_for_a_late_expect),
     OVER_BOTH(link_refuses_another_epoch),
     OVER_BOTH(link_refuses_another_link_id),
