@@ -124,7 +124,7 @@ enum status checkpoint_find(struct checkpoint *checkpoint, const char *tensor_na
     const char *file_name;
     enum status status = shard_name(checkpoint, tensor_name, &file_name, error);
     if (status != STATUS_OK) return status;
-    uint32_t shard_index;
+    uint32_t shard_index = 0;
     status = shard_open(checkpoint, file_name, &shard_index, error);
     if (status != STATUS_OK) return status;
     const struct safetensors_tensor *found =

@@ -10,7 +10,7 @@
 
 #include "base/limits.h"
 #include "base/status.h"
-#include "transport/link_wire.h"
+#include "proto/link_wire.h"
 
 enum { CHANNEL_BUFFER_BYTES = sizeof(struct link_worker) + LINK_WORKER_BYTES_MAX + 1024 };
 

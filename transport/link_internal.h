@@ -10,8 +10,8 @@
 #include <sys/socket.h>
 
 #include "base/limits.h"
+#include "proto/link_wire.h"
 #include "transport/link.h"
-#include "transport/link_wire.h"
 
 struct carrier_ops;
 struct ucx_data;

@@ -7,8 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "proto/link_wire.h"
 #include "transport/link_address.h"
-#include "transport/link_wire.h"
 
 static int raw_connect(const char *address) {
     char host[64];

@@ -1,4 +1,4 @@
-#include "transport/link_wire.h"
+#include "proto/link_wire.h"
 
 #include <stdbool.h>
 #include <string.h>
