@@ -1,0 +1,41 @@
+// parallel: what the operations of the CPU backend share: the backend itself, and how work is cut
+// into parts for the team.
+#pragma once
+
+#include "stage/cpu/kernels.h"
+#include "stage/cpu/team.h"
+
+enum {
+    // Multiplications below which handing work to other threads costs more than it saves.
+    PARALLEL_WORK_MIN = 1 << 15,
+};
+
+struct backend {
+    const struct kernels *kernels;
+    struct team *team;
+    char *scratch; // scratch_stride for each thread
+    size_t scratch_stride;
+    size_t scratch_bytes;
+};
+
+// Runs fn on the team, or on the calling thread alone when there is little to do.
+static inline void parallel_run(struct backend *backend, uint64_t work, team_fn *fn, void *ctx) {
+    if (work < PARALLEL_WORK_MIN) {
+        fn(ctx, 0, 1);
+    } else {
+        team_run(backend->team, fn, ctx);
+    }
+}
+
+static inline void *parallel_scratch(const struct backend *backend, uint32_t thread_index) {
+    return backend->scratch + backend->scratch_stride * thread_index;
+}
+
+// The thread's part of `count` things handed out in units.
+static inline void parallel_part(uint64_t count, uint32_t unit, uint32_t thread_index,
+                                 uint32_t thread_count, uint64_t *first_out, uint64_t *end_out) {
+    team_part((count + unit - 1) / unit, thread_index, thread_count, first_out, end_out);
+    *first_out *= unit;
+    *end_out *= unit;
+    if (*end_out > count) *end_out = count;
+}
