@@ -181,8 +181,11 @@ enum {
 enum {
     // Threads of one compute team; more are refused.
     TEAM_THREAD_COUNT_MAX = 256,
-    // Looks at a shared word before a thread of the team sleeps: some 10 microseconds.
-    TEAM_SPIN_COUNT = 300,
+    // A thread of the team looks at a shared word this long before it sleeps.
+    TEAM_SPIN_NS = 10000,
+    // Processor ids of a machine end before this: higher ones are refused in --cores, and not used
+    // otherwise. The most that Linux can be built for.
+    PROCESSOR_ID_COUNT = 8192,
 };
 
 // -- link internals -------------------------------------------------------------------------------

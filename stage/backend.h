@@ -18,21 +18,30 @@
 
 struct backend;
 
+struct core_request;
+
 struct backend_config {
-    uint32_t thread_count; // 0: one for each core this process may use
+    uint32_t thread_count;            // 0: the default of stage/cpu/cores.h
+    const struct core_request *cores; // where threads are pinned; NULL: not pinned
     // "auto", or a variant that the processor has: "avx512", "avx2", "portable", "reference" (plain
     // C, the one that the others are tested against).
     const char *variant;
 };
 
 // STATUS_UNSUPPORTED: the processor lacks the variant, or its name is unknown (the sentence lists
-// those it has). STATUS_NO_MEMORY, STATUS_IO (threads).
+// those it has). STATUS_INVALID: the request's cores cannot be had. STATUS_NO_MEMORY, STATUS_IO
+// (threads).
 MUST_USE enum status backend_cpu_open(const struct backend_config *config,
                                       struct backend **backend_out, struct error *error);
 void backend_close(struct backend *backend); // NULL allowed
 
 const char *backend_variant(const struct backend *backend);
 uint32_t backend_thread_count(const struct backend *backend);
+// Processors that the threads are pinned to, such as "0-3,8"; NULL: not pinned.
+const char *backend_cores(const struct backend *backend);
+// Called once by the thread that makes all further calls, before them: it computes too, and is
+// pinned as the backend's own threads are.
+void backend_enter(struct backend *backend);
 // Names of the variants this processor has, best first, NULL at the end.
 const char *const *backend_cpu_variants(void);
 

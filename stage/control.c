@@ -324,6 +324,14 @@ static void handle_event(struct control *control, const struct event *event) {
 
 // -- life -----------------------------------------------------------------------------------------
 
+static void log_compute(const struct backend *backend) {
+    uint32_t thread_count = backend_thread_count(backend);
+    const char *cores = backend_cores(backend);
+    log_info("computing with %" PRIu32 " thread%s, %s%s, kernels %s", thread_count,
+             thread_count == 1 ? "" : "s", cores != NULL ? "pinned to cores " : "not pinned",
+             cores != NULL ? cores : "", backend_variant(backend));
+}
+
 static enum status open_worker(struct control *control, struct error *error) {
     const struct settings *s = control->settings;
     struct address listen, coordinator;
@@ -331,10 +339,11 @@ static enum status open_worker(struct control *control, struct error *error) {
     if (status == STATUS_OK) status = address_parse(s->coordinator, &coordinator, error);
     if (status != STATUS_OK) return status;
     memcpy(control->coordinator_host, coordinator.host, sizeof(coordinator.host));
-    struct backend_config backend = {.thread_count = (uint32_t)s->thread_count,
-                                     .variant = s->kernel};
+    struct backend_config backend = {
+        .thread_count = (uint32_t)s->thread_count, .cores = &s->cores, .variant = s->kernel};
     status = backend_cpu_open(&backend, &control->backend, error);
     if (status != STATUS_OK) return status;
+    log_compute(control->backend);
     struct worker_config worker = {
         .backend = control->backend,
         .clock = control->clock,

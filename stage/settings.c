@@ -4,9 +4,22 @@
 
 #include "base/limits.h"
 
+static bool cores_set(const char *text, struct settings *s) {
+    struct error error;
+    if (core_request_parse(text, &s->cores, &error) != STATUS_OK) {
+        fprintf(stderr, "stagecoach-stage: --cores is '%s': %s\n", text, error.text);
+        return false;
+    }
+    if (core_request_check(&s->cores, (uint32_t)s->thread_count, &error) != STATUS_OK) {
+        fprintf(stderr, "stagecoach-stage: %s\n", error.text);
+        return false;
+    }
+    return true;
+}
+
 enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
     struct settings s = {.data_listen = "127.0.0.1:0", .kernel = "auto"};
-    const char *log_level = "info";
+    const char *log_level = "info", *cores = NULL;
     const struct option_spec specs[] = {
         {"coordinator", OPTION_TEXT, &s.coordinator, "HOST:PORT",
          "the coordinator to join (required)", 0, 0},
@@ -17,7 +30,12 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         {"data-listen", OPTION_TEXT, &s.data_listen, "HOST:PORT",
          "where neighbours send activations, port 0 for any (default 127.0.0.1:0)", 0, 0},
         {"threads", OPTION_COUNT, &s.thread_count, "N",
-         "compute threads (default: one for each core)", 1, TEAM_THREAD_COUNT_MAX},
+         "compute threads (default: one for each physical core, within the CPU quota)", 1,
+         TEAM_THREAD_COUNT_MAX},
+        {"cores", OPTION_TEXT, &cores, "LIST",
+         "pin compute threads: to 0-3,8 one thread a core; 1/2 is the first of two equal shares "
+         "of the machine (default: not pinned)",
+         0, 0},
         {"kernel", OPTION_TEXT, &s.kernel, "NAME",
          "auto, avx512, avx2, portable or reference (default auto)", 0, 0},
         {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
@@ -43,6 +61,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
                 log_level);
         return OPTIONS_EXIT_USAGE;
     }
+    if (cores != NULL && !cores_set(cores, &s)) return OPTIONS_EXIT_USAGE;
     *settings_out = s;
     return OPTIONS_RUN;
 }

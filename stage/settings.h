@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/options.h"
+#include "stage/cpu/cores.h"
 
 struct settings {
     const char *coordinator; // host:port
@@ -12,7 +13,8 @@ struct settings {
     const char *name;        // NULL: host name and process id
     const char *data_listen;
     const char *kernel;
-    uint64_t thread_count; // 0: one a core
+    uint64_t thread_count;     // 0: the default
+    struct core_request cores; // where compute threads are pinned
     enum log_level log_level;
 };
 

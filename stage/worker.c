@@ -261,6 +261,7 @@ static bool run_step(struct worker *worker) {
 
 static void *run(void *ctx) {
     struct worker *worker = ctx;
+    backend_enter(worker->config.backend);
     while (take_orders(worker)) {
         take_io_events(worker);
         if (!run_step(worker)) wake_wait(&worker->wake, -1);

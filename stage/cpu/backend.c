@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/memory.h"
+#include "stage/cpu/cores.h"
 #include "stage/cpu/parallel.h"
 
 // Best first.
@@ -73,22 +74,34 @@ static void pages_unmap(void *memory, size_t size_bytes) {
     CHECK(munmap(memory, size_bytes == 0 ? 1 : size_bytes) == 0);
 }
 
+static enum status backend_team_open(struct backend *backend, const struct backend_config *config,
+                                     struct error *error) {
+    static const struct core_request no_request;
+    struct processor_set allowed;
+    machine_allowed(&allowed);
+    struct core_plan plan;
+    enum status status =
+        core_plan_make("", &allowed, config->cores != NULL ? config->cores : &no_request,
+                       config->thread_count, &plan, error);
+    if (status == STATUS_OK) status = team_open(plan.thread_count, &backend->team, error);
+    if (status != STATUS_OK || plan.cores.count == 0) return status;
+    core_list_format(&plan.cores, backend->cores, sizeof(backend->cores));
+    status = team_pin(backend->team, &plan.cores, error);
+    if (status != STATUS_OK) team_close(backend->team);
+    return status;
+}
+
 enum status backend_cpu_open(const struct backend_config *config, struct backend **backend_out,
                              struct error *error) {
     struct backend *backend = memory_array(1, sizeof(*backend));
     if (backend == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory for a backend");
     enum status status = kernels_find(config->variant, &backend->kernels, error);
     if (status != STATUS_OK) goto free_backend;
-    uint32_t thread_count = config->thread_count;
-    if (thread_count == 0) {
-        thread_count = team_core_count();
-        if (thread_count > TEAM_THREAD_COUNT_MAX) thread_count = TEAM_THREAD_COUNT_MAX;
-    }
-    status = team_open(thread_count, &backend->team, error);
+    status = backend_team_open(backend, config, error);
     if (status != STATUS_OK) goto free_backend;
     // An odd number of pages: the threads' scratches do not compete for the same cache sets.
     backend->scratch_stride = round_up(backend->kernels->scratch_bytes, 8192) + 4096;
-    backend->scratch_bytes = backend->scratch_stride * thread_count;
+    backend->scratch_bytes = backend->scratch_stride * team_thread_count(backend->team);
     backend->scratch = pages_map(backend->scratch_bytes);
     if (backend->scratch == NULL) {
         status = error_set(error, STATUS_NO_MEMORY, "no memory for %zu bytes of compute scratch",
@@ -117,6 +130,14 @@ const char *backend_variant(const struct backend *backend) {
 
 uint32_t backend_thread_count(const struct backend *backend) {
     return team_thread_count(backend->team);
+}
+
+const char *backend_cores(const struct backend *backend) {
+    return backend->cores[0] != '\0' ? backend->cores : NULL;
+}
+
+void backend_enter(struct backend *backend) {
+    team_enter(backend->team);
 }
 
 void *backend_alloc(struct backend *backend, size_t size_bytes) {

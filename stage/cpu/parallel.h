@@ -2,12 +2,15 @@
 // into parts for the team.
 #pragma once
 
+#include "base/limits.h"
 #include "stage/cpu/kernels.h"
 #include "stage/cpu/team.h"
 
 enum {
     // Multiplications below which handing work to other threads costs more than it saves.
     PARALLEL_WORK_MIN = 1 << 15,
+    // Of the list of cores as text: TEAM_THREAD_COUNT_MAX ids of up to 4 digits, and commas.
+    BACKEND_CORES_BYTES = 5 * TEAM_THREAD_COUNT_MAX,
 };
 
 struct backend {
@@ -16,6 +19,7 @@ struct backend {
     char *scratch; // scratch_stride for each thread
     size_t scratch_stride;
     size_t scratch_bytes;
+    char cores[BACKEND_CORES_BYTES]; // what the team is pinned to; empty: nothing
 };
 
 // Runs fn on the team, or on the calling thread alone when there is little to do.

@@ -12,8 +12,16 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/limits.h"
-#include "base/memory.h"
+#include "base/log.h"
+#include "stage/cpu/cores.h"
+
+#define THREAD_NAME "compute"
+
+enum {
+    SPIN_LOOK_COUNT = 16, // between looks at the clock
+};
 
 struct worker {
     struct team *team;
@@ -27,7 +35,10 @@ struct worker {
 // sequentially consistent, one of the two sides always sees the other's.
 struct team {
     uint32_t thread_count;
-    uint32_t spin_count;
+    uint64_t spin_ns;
+    struct clock clock;
+    uint32_t caller_core;
+    bool is_pinned;
     team_fn *fn;
     void *ctx;
     bool is_closing;
@@ -55,12 +66,26 @@ static void spin_pause(void) {
 #endif
 }
 
+// Looks at *word until it is, or is no longer, `value`. False when that took too long: sleep.
+static bool spin_until(const struct team *team, _Atomic uint32_t *word, uint32_t value, bool is) {
+    if (team->spin_ns == 0) return false;
+    uint64_t end_ns = 0;
+    for (;;) {
+        for (int i = 0; i < SPIN_LOOK_COUNT; i++) {
+            if ((atomic_load_explicit(word, memory_order_acquire) == value) == is) return true;
+            spin_pause();
+        }
+        uint64_t now_ns = clock_now_ns(&team->clock);
+        if (end_ns == 0) end_ns = now_ns + team->spin_ns;
+        if (now_ns >= end_ns) return false;
+    }
+}
+
 // Waits until run_number differs from `seen`; returns the new number.
 static uint32_t run_wait(struct team *team, uint32_t seen) {
-    for (uint32_t i = 0; i < team->spin_count; i++) {
-        uint32_t number = atomic_load_explicit(&team->run_number, memory_order_acquire);
-        if (number != seen) return number;
-        spin_pause();
+    if (spin_until(team, &team->run_number, seen, false)) {
+        // Nobody raises it again before this thread has finished the run.
+        return atomic_load_explicit(&team->run_number, memory_order_relaxed);
     }
     atomic_fetch_add(&team->sleeping_count, 1);
     uint32_t number;
@@ -80,10 +105,7 @@ static void run_start(struct team *team) {
 }
 
 static void run_finish(struct team *team) {
-    for (uint32_t i = 0; i < team->spin_count; i++) {
-        if (atomic_load_explicit(&team->running_count, memory_order_acquire) == 0) return;
-        spin_pause();
-    }
+    if (spin_until(team, &team->running_count, 0, true)) return;
     atomic_store(&team->caller_sleeps, 1);
     uint32_t count;
     while ((count = atomic_load(&team->running_count)) != 0) {
@@ -108,16 +130,6 @@ static void *worker_main(void *argument) {
     }
 }
 
-uint32_t team_core_count(void) {
-    cpu_set_t cores;
-    if (sched_getaffinity(0, sizeof(cores), &cores) == 0) {
-        int count = CPU_COUNT(&cores);
-        if (count > 0) return (uint32_t)count;
-    }
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count > 0 ? (uint32_t)count : 1;
-}
-
 static void workers_join(struct team *team, uint32_t worker_count) {
     team->is_closing = true;
     run_start(team);
@@ -138,7 +150,7 @@ static enum status workers_start(struct team *team, struct error *error) {
         *worker = (struct worker){.team = team, .thread_index = worker_count + 1};
         result = pthread_create(&worker->thread, NULL, worker_main, worker);
         if (result != 0) break;
-        pthread_setname_np(worker->thread, "compute");
+        pthread_setname_np(worker->thread, THREAD_NAME);
         worker_count++;
     }
     CHECK(pthread_sigmask(SIG_SETMASK, &old, NULL) == 0);
@@ -161,8 +173,11 @@ enum status team_open(uint32_t thread_count, struct team **team_out, struct erro
     }
     memset(team, 0, size_bytes);
     team->thread_count = thread_count;
-    // With more threads than cores, who spins takes the core from who works.
-    team->spin_count = thread_count <= team_core_count() ? TEAM_SPIN_COUNT : 0;
+    team->clock = clock_system();
+    struct processor_set allowed;
+    machine_allowed(&allowed);
+    // With more threads than processors, who spins takes the processor from who works.
+    if (thread_count <= processor_set_count(&allowed)) team->spin_ns = TEAM_SPIN_NS;
     enum status status = workers_start(team, error);
     if (status != STATUS_OK) {
         free(team);
@@ -176,6 +191,34 @@ void team_close(struct team *team) {
     if (team == NULL) return;
     workers_join(team, team->thread_count - 1);
     free(team);
+}
+
+static int thread_pin(pthread_t thread, uint32_t core) {
+    cpu_set_t sets[PROCESSOR_ID_COUNT / CPU_SETSIZE];
+    memset(sets, 0, sizeof(sets));
+    CPU_SET_S(core, sizeof(sets), sets);
+    return pthread_setaffinity_np(thread, sizeof(sets), sets);
+}
+
+enum status team_pin(struct team *team, const struct core_list *cores, struct error *error) {
+    CHECK(cores->count == team->thread_count);
+    for (uint32_t i = 1; i < team->thread_count; i++) {
+        int result = thread_pin(team->workers[i - 1].thread, cores->ids[i]);
+        if (result == 0) continue;
+        return error_set(error, STATUS_IO, "cannot pin a compute thread to core %u: %s",
+                         cores->ids[i], strerror(result));
+    }
+    team->caller_core = cores->ids[0];
+    team->is_pinned = true;
+    return STATUS_OK;
+}
+
+void team_enter(struct team *team) {
+    pthread_setname_np(pthread_self(), THREAD_NAME);
+    if (!team->is_pinned) return;
+    int result = thread_pin(pthread_self(), team->caller_core);
+    if (result == 0) return;
+    log_warn("cannot pin the compute thread to core %u: %s", team->caller_core, strerror(result));
 }
 
 uint32_t team_thread_count(const struct team *team) {

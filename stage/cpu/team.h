@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 
+struct core_list;
 struct team;
 
 // One thread's share of a run. thread_index 0 is the caller of team_run().
@@ -18,8 +19,13 @@ void team_close(struct team *team); // NULL allowed; not while a run is in progr
 
 uint32_t team_thread_count(const struct team *team);
 
-// Cores that this process may use.
-uint32_t team_core_count(void);
+// Pins thread i to processor cores->ids[i]; cores->count is the thread count. Thread 0 is pinned by
+// team_enter(). STATUS_IO: the kernel refused.
+MUST_USE enum status team_pin(struct team *team, const struct core_list *cores,
+                              struct error *error);
+// Once, by the thread that will call team_run(), after team_pin(): names and pins it. Threads that
+// it creates later inherit the one processor.
+void team_enter(struct team *team);
 
 // Runs fn(ctx, i, n) for each i < n = thread_count, and returns when all have returned. What the
 // caller wrote before is seen by all, and what they wrote is seen by the caller after. One run at a

@@ -12,8 +12,8 @@ import unittest
 import grpc
 
 from checkpoint import copy_model, truncate, weight_files
-from harness import (PROMPT, SOURCE, Completion, demo, inference_pb2, inference_pb2_grpc, run,
-                     wait_until)
+from harness import (BIN, PROMPT, SOURCE, Completion, Process, compute_cores, demo, inference_pb2,
+                     inference_pb2_grpc, run, wait_until)
 
 DEMO = SOURCE / "deploy" / "demo"
 
@@ -90,6 +90,39 @@ class DemoTest(unittest.TestCase):
             popen.stdout.close()
             popen.stderr.close()
 
+    def test_stages_have_cores_of_their_own(self):
+        def pinned_to(*options):
+            stage = Process("stage", BIN / "stagecoach-stage", "--coordinator", "127.0.0.1:1",
+                            *options)
+            try:
+                wait_until(lambda: "computing with" in stage.log(), 10, "the stage says its cores")
+                match = re.search(r"pinned to cores (\S+),", stage.log())
+                return match and match.group(1)
+            finally:
+                stage.kill()
+
+        lists = [pinned_to("--cores", f"{number}/2") for number in (1, 2)]
+        if None in lists:
+            self.skipTest("this machine has no core for each of two stages")
+        popen = subprocess.Popen([DEMO, "--keep", "--json"], stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        try:
+            popen.stdout.readline()
+            children = pathlib.Path(f"/proc/{popen.pid}/task/{popen.pid}/children").read_text()
+            cores = [core for pid in children.split() for core in compute_cores(pid)]
+            self.assertGreaterEqual(len(cores), 2)
+            self.assertEqual(len(set(cores)), len(cores), cores)
+            self.assertTrue({text for text in lists if text.isdigit()} <= set(cores), cores)
+        finally:
+            os.killpg(popen.pid, signal.SIGINT)
+            popen.wait(20)
+            popen.stdout.close()
+
+    def test_threads_are_those_asked_for(self):
+        result = run(DEMO, "--stages", "1", "--threads", "3", timeout=120)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("3 threads", result.stderr)
+
     def test_interrupt_stops_everything(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             popen = subprocess.Popen([DEMO, "--keep"], stdout=subprocess.PIPE,
@@ -122,7 +155,8 @@ class DemoTest(unittest.TestCase):
 
     def test_wrong_options_end_with_status_2(self):
         for arguments in [("--stages", "0"), ("--stages", "x"), ("--stages",), ("--what",),
-                          ("--max-tokens", "-1"), ("--model", "/nowhere")]:
+                          ("--threads", "0"), ("--threads", "many"), ("--max-tokens", "-1"),
+                          ("--model", "/nowhere")]:
             result = run(DEMO, *arguments)
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn(arguments[0], result.stderr)

@@ -110,6 +110,17 @@ class Process:
         self.popen.wait()
 
 
+def compute_cores(pid):
+    """Where each compute thread of a stage may run, such as ["0", "1"] or ["0-1", "0-1"]."""
+    cores = []
+    for task in sorted(pathlib.Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if (task / "comm").read_text().strip() == "compute":
+                status = (task / "status").read_text()
+                cores.append(re.search(r"Cpus_allowed_list:\s*(\S+)", status).group(1))
+    return cores
+
+
 class Completion:
     """What a Generate stream gave, put together."""
 

@@ -1,7 +1,9 @@
 """The programs on the command line: help, mistakes, bad models, and how they end."""
 
 import json
+import os
 import pathlib
+import re
 import signal
 import socket
 import tempfile
@@ -9,7 +11,7 @@ import time
 import unittest
 
 from checkpoint import copy_model, edit_header, edit_json, truncate, weight_files
-from harness import (BIN, MODEL, Pipeline, Process, admin_pb2, run, wait_until)
+from harness import (BIN, MODEL, Pipeline, Process, admin_pb2, compute_cores, run, wait_until)
 
 COORDINATOR = BIN / "stagecoach-coordinator"
 STAGE = BIN / "stagecoach-stage"
@@ -45,6 +47,12 @@ class CommandLineTest(unittest.TestCase):
             (STAGE, ["--coordinator", "127.0.0.1:1", "--what"], "what"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--threads", "x"], "--threads"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--log-level", "loud"], "--log-level"),
+            (STAGE, ["--coordinator", "127.0.0.1:1", "--cores", "0-"], "--cores is '0-'"),
+            (STAGE, ["--coordinator", "127.0.0.1:1", "--cores", "1,0,1"], "core 1 is in it twice"),
+            (STAGE, ["--coordinator", "127.0.0.1:1", "--cores", "0-256"], "the limit is 256"),
+            (STAGE, ["--coordinator", "127.0.0.1:1", "--cores", "3/2"], "1/2 to 2/2"),
+            (STAGE, ["--coordinator", "127.0.0.1:1", "--threads", 3, "--cores", "0-1"],
+             "--threads is 3, but --cores is '0-1'"),
         ]
         for program, arguments, word in cases:
             result = run(program, *arguments, timeout=10)
@@ -57,6 +65,12 @@ class CommandLineTest(unittest.TestCase):
         self.assertIn(result.returncode, (1, 2))
         self.assertIn("mmx", result.stderr)
         self.assertIn("portable", result.stderr)
+
+    def test_core_that_is_not_allowed_is_refused(self):
+        result = run(STAGE, "--coordinator", "127.0.0.1:1", "--cores", "0,8191", timeout=10)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("core 8191", result.stderr)
+        self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
 
     def test_layers_must_fit_the_model(self):
         for layers in ["5,4", "8,0", "x", "1,1,1,1,1,1,1,1,1"]:
@@ -199,6 +213,40 @@ class BadWeightsTest(unittest.TestCase):
         path = self.model / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
         self.fail_with("config.json")
+
+
+class CoresTest(unittest.TestCase):
+    def stage(self, *options):
+        process = Process("stage", STAGE, "--coordinator", "127.0.0.1:1", *options)
+        self.addCleanup(lambda: process.is_running() and process.kill())
+        return process
+
+    def cores_of(self, process, count):
+        """Where the compute threads may run, once there are `count` that stay where they are."""
+        def settled():
+            cores = [compute_cores(process.pid) for _ in range(2)]
+            return len(cores[0]) == count and cores[0] == cores[1] and cores[0]
+
+        wait_until(lambda: "computing with" in process.log(), 10, "the stage says how it computes")
+        time.sleep(0.1)
+        return wait_until(settled, 10, f"{count} compute threads")
+
+    def test_threads_are_pinned_one_to_a_core(self):
+        allowed = sorted(os.sched_getaffinity(0))[:3]
+        process = self.stage("--cores", ",".join(map(str, allowed)))
+        self.assertEqual(sorted(map(int, self.cores_of(process, len(allowed)))), allowed)
+        self.assertIn(f"{len(allowed)} thread", process.log())
+        process = self.stage("--cores", allowed[-1], "--threads", 1)
+        self.assertEqual(self.cores_of(process, 1), [str(allowed[-1])])
+        self.assertIn(f"pinned to cores {allowed[-1]},", process.log())
+
+    def test_threads_are_not_pinned_unasked(self):
+        process = self.stage("--threads", 2)
+        cores = self.cores_of(process, 2)
+        here = re.search(r"Cpus_allowed_list:\s*(\S+)",
+                         pathlib.Path("/proc/self/status").read_text()).group(1)
+        self.assertEqual(cores, [here, here])
+        self.assertIn("2 threads, not pinned", process.log())
 
 
 class EndTest(unittest.TestCase):

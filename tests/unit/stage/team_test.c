@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/limits.h"
+#include "stage/cpu/cores.h"
 #include "stage/cpu/team.h"
 
 static struct team *team_make(uint32_t thread_count) {
@@ -91,6 +93,75 @@ static void idle_team_costs_nothing(void **state) {
     team_close(team);
 }
 
+struct places {
+    struct processor_set sets[4];
+};
+
+static void place_part(void *ctx, uint32_t thread_index, uint32_t thread_count) {
+    struct places *places = ctx;
+    if (thread_count > 4) return;
+    machine_allowed(&places->sets[thread_index]);
+}
+
+// The caller of team_run() in a thread of its own: it stays pinned.
+static void *pinned_caller(void *argument) {
+    struct team *team = argument;
+    static struct places places;
+    team_enter(team);
+    team_run(team, place_part, &places);
+    return &places;
+}
+
+static void pinned_threads_stay_on_their_cores(void **state) {
+    (void)state;
+    struct processor_set allowed;
+    machine_allowed(&allowed);
+    struct core_list cores = {0};
+    // From the last on, so that the order is seen.
+    for (uint32_t id = PROCESSOR_ID_COUNT; id-- > 0 && cores.count < 4;) {
+        if (processor_set_has(&allowed, id)) cores.ids[cores.count++] = id;
+    }
+    struct team *team = team_make(cores.count);
+    struct error error;
+    assert_int_equal(team_pin(team, &cores, &error), STATUS_OK);
+    pthread_t thread;
+    void *result;
+    assert_int_equal(pthread_create(&thread, NULL, pinned_caller, team), 0);
+    assert_int_equal(pthread_join(thread, &result), 0);
+    const struct places *places = result;
+    for (uint32_t i = 0; i < cores.count; i++) {
+        assert_int_equal(processor_set_count(&places->sets[i]), 1);
+        assert_true(processor_set_has(&places->sets[i], cores.ids[i]));
+    }
+    struct processor_set after;
+    machine_allowed(&after);
+    assert_memory_equal(&after, &allowed, sizeof(after)); // the opener is not pinned
+    team_close(team);
+}
+
+static void threads_are_not_pinned_unasked(void **state) {
+    (void)state;
+    struct processor_set allowed;
+    machine_allowed(&allowed);
+    struct team *team = team_make(4);
+    struct places places;
+    team_run(team, place_part, &places);
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_memory_equal(&places.sets[i], &allowed, sizeof(allowed));
+    }
+    team_close(team);
+}
+
+static void pin_refuses_a_core_that_is_not_there(void **state) {
+    (void)state;
+    struct team *team = team_make(2);
+    struct core_list cores = {.count = 2, .ids = {0, PROCESSOR_ID_COUNT - 1}};
+    struct error error;
+    assert_int_equal(team_pin(team, &cores, &error), STATUS_IO);
+    assert_non_null(strstr(error.text, "8191"));
+    team_close(team);
+}
+
 static void open_refuses_counts_beyond_the_limit(void **state) {
     (void)state;
     struct team *team = NULL;
@@ -125,6 +196,9 @@ int main(void) {
         cmocka_unit_test(run_wakes_threads_that_sleep),
         cmocka_unit_test(run_waits_for_the_slowest),
         cmocka_unit_test(idle_team_costs_nothing),
+        cmocka_unit_test(pinned_threads_stay_on_their_cores),
+        cmocka_unit_test(threads_are_not_pinned_unasked),
+        cmocka_unit_test(pin_refuses_a_core_that_is_not_there),
         cmocka_unit_test(open_refuses_counts_beyond_the_limit),
         cmocka_unit_test(parts_cover_all_units_once),
     };
