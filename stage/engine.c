@@ -184,7 +184,8 @@ enum status engine_load(struct engine *engine, const struct assignment *assignme
         .is_first = is_first(assignment),
         .is_last = is_last(assignment),
     };
-    status = weights_open(assignment->model_path, &engine->config, &range, progress, progress_ctx,
+    const struct weights_source source = {assignment->model_path, LOAD_FORMAT_SAFETENSORS};
+    status = weights_open(&source, &engine->config, &range, progress, progress_ctx,
                           &engine->weights, error);
     if (status != STATUS_OK) return status;
     status = open_model(engine, assignment, error);

@@ -1,5 +1,5 @@
-// weights: the tensors of a layer range, mapped straight from a model's safetensors files. Only the
-// pages of these tensors are mapped and read.
+// weights: the tensors of a layer range, mapped straight from a model's safetensors files, or made
+// up where only speed or shape matters. Only the pages of these tensors are mapped and read.
 // Format: https://github.com/huggingface/safetensors (header of at most 100 MB, no overlaps).
 //
 // The files must not be shortened while they are mapped: after weights_open() the operating system
@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "proto/model_config.h"
+#include "proto/weight_format.h"
 
 // A matrix as the checkpoint stores it, row-major (rows = outputs, columns = inputs); a vector has
 // one row. data is NULL for a tensor that the model does not have, such as a bias. Not necessarily
@@ -40,7 +41,12 @@ struct weights {
     struct tensor final_norm;     // (hidden); last stage only
     struct tensor head;           // (vocabulary, hidden); last stage only; the embedding when tied
     uint64_t weight_bytes;        // of these tensors, the shared embedding counted once
-    uint64_t mapped_bytes;        // whole pages mapped from the files
+    uint64_t mapped_bytes;        // whole pages mapped from the files, or made up
+};
+
+struct weights_source {
+    const char *directory; // of the checkpoint; not used by LOAD_FORMAT_DUMMY
+    enum load_format load_format;
 };
 
 struct weights_range {
@@ -50,17 +56,25 @@ struct weights_range {
     bool is_last;  // needs the final norm and the head
 };
 
-// Called now and then while pages are read, on the calling thread: first with 0 bytes done, at last
-// with all; bytes_total is mapped_bytes. Return false to give up (STATUS_CANCELLED).
+// Called now and then while pages are read or made up, on the calling thread: first with 0 bytes
+// done, at last with all; bytes_total is mapped_bytes. Return false to give up (STATUS_CANCELLED).
 typedef bool weights_progress_fn(void *ctx, uint64_t bytes_done, uint64_t bytes_total);
 
-// Reads DIR/model.safetensors, or the shards named by DIR/model.safetensors.index.json that hold
-// tensors of the range; checks name, dtype, shape and offsets of each tensor; maps and reads them.
+// LOAD_FORMAT_SAFETENSORS: reads DIR/model.safetensors, or the shards named by
+// DIR/model.safetensors.index.json that hold tensors of the range; checks name, dtype, shape and
+// offsets of each tensor; maps and reads them.
+//
+// LOAD_FORMAT_DUMMY: makes the tensors in memory, in the configuration's dtype (bf16 when it names
+// none). Norms are 1; the rest is random around 0, scaled so that activations and logits stay near
+// 1 at every depth and width. A value depends on nothing but the configuration, the tensor's name
+// and the element's index: so neither on the range nor on the machine.
+//
 // When it returns, all pages are in memory and in the page tables. `progress` may be NULL.
 // STATUS_NOT_FOUND (a file), STATUS_IO, STATUS_INVALID (also a missing tensor), STATUS_UNSUPPORTED
 // (dtype, or bytes not aligned to their element), STATUS_NO_MEMORY, STATUS_CANCELLED; the sentence
 // names the file and the tensor.
-MUST_USE enum status weights_open(const char *directory, const struct model_config *config,
+MUST_USE enum status weights_open(const struct weights_source *source,
+                                  const struct model_config *config,
                                   const struct weights_range *range, weights_progress_fn *progress,
                                   void *progress_ctx, struct weights **weights_out,
                                   struct error *error);

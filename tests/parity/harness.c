@@ -169,8 +169,8 @@ static struct weights *stage_weights_open(const struct reference *checkpoint,
     struct weights *weights = NULL;
     struct error error = {0};
     if (checkpoint->weights == NULL) {
-        must(weights_open(checkpoint->directory, &checkpoint->config, range, NULL, NULL, &weights,
-                          &error),
+        must(weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                          &checkpoint->config, range, NULL, NULL, &weights, &error),
              &error, checkpoint->name);
         return weights;
     }

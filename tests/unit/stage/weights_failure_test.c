@@ -111,8 +111,8 @@ static const struct weights_range whole = {0, 3, true, true};
 
 static enum status open_whole(const struct checkpoint *checkpoint, struct weights **weights_out,
                               struct error *error) {
-    return weights_open(checkpoint->directory, &checkpoint->config, &whole, NULL, NULL, weights_out,
-                        error);
+    return weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                        &checkpoint->config, &whole, NULL, NULL, weights_out, error);
 }
 
 static int fresh(void **state) {
@@ -160,9 +160,10 @@ static void weights_open_reports_true_progress(void **state) {
     fill_large(checkpoint);
     struct progress progress = {0};
     struct weights *weights;
-    assert_int_equal(weights_open(checkpoint->directory, &checkpoint->config, &whole, on_progress,
-                                  &progress, &weights, NULL),
-                     STATUS_OK);
+    assert_int_equal(
+        weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                     &checkpoint->config, &whole, on_progress, &progress, &weights, NULL),
+        STATUS_OK);
     assert_int_equal(progress.done_bytes, progress.total_bytes);
     assert_int_equal(progress.total_bytes, weights->mapped_bytes);
     assert_int_equal(progress.call_count,
@@ -179,9 +180,10 @@ static void weights_open_can_be_cancelled_at_each_step(void **state) {
         struct weights *weights = NULL;
         struct error error;
         unsigned files = count_open_files();
-        assert_int_equal(weights_open(checkpoint->directory, &checkpoint->config, &whole,
-                                      on_progress, &progress, &weights, &error),
-                         STATUS_CANCELLED);
+        assert_int_equal(
+            weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                         &checkpoint->config, &whole, on_progress, &progress, &weights, &error),
+            STATUS_CANCELLED);
         assert_int_equal(progress.call_count, stop);
         assert_null(weights);
         assert_int_equal(count_open_files(), files);
@@ -219,9 +221,10 @@ static void weights_open_reports_files_that_shrink_meanwhile(void **state) {
     bool can_populate = madvise(probe, 1, MADV_POPULATE_READ) == 0;
     munmap(probe, 1);
     if (!can_populate) skip(); // an older kernel raises SIGBUS
-    assert_int_equal(weights_open(checkpoint->directory, &checkpoint->config, &whole, on_progress,
-                                  &progress, &weights, &error),
-                     STATUS_IO);
+    assert_int_equal(
+        weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                     &checkpoint->config, &whole, on_progress, &progress, &weights, &error),
+        STATUS_IO);
     assert_non_null(strstr(error.text, "model.safetensors: reading weights: it became shorter"));
     assert_int_equal(mapped_of(checkpoint->directory).size_bytes, 0);
 }
@@ -286,8 +289,9 @@ static void weights_open_survives_each_failing_allocation(void **state) {
         allocations_left = count;
         allocations_alive = 0;
         allocations_counted = true;
-        status = weights_open(checkpoint->directory, &checkpoint->config, &whole, NULL, NULL,
-                              &weights, &error);
+        status =
+            weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                         &checkpoint->config, &whole, NULL, NULL, &weights, &error);
         allocations_counted = status == STATUS_OK;
         weights_close(weights);
         allocations_counted = false;

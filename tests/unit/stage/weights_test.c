@@ -22,8 +22,9 @@ static struct weights *open_ok(const struct checkpoint *checkpoint, struct weigh
     struct weights *weights;
     struct error error;
     unsigned files = count_open_files();
-    enum status status = weights_open(checkpoint->directory, &checkpoint->config, &range, NULL,
-                                      NULL, &weights, &error);
+    enum status status =
+        weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                     &checkpoint->config, &range, NULL, NULL, &weights, &error);
     if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error.text);
     assert_int_equal(count_open_files(), files);
     return weights;
@@ -42,8 +43,9 @@ static void refused(const struct checkpoint *checkpoint, struct weights_range ra
     struct weights *weights = NULL;
     struct error error = {.text = ""};
     unsigned files = count_open_files();
-    enum status status = weights_open(checkpoint->directory, &checkpoint->config, &range, NULL,
-                                      NULL, &weights, &error);
+    enum status status =
+        weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                     &checkpoint->config, &range, NULL, NULL, &weights, &error);
     if (status != expected || strstr(error.text, words) == NULL ||
         strstr(error.text, more_words) == NULL)
         fail_msg("%s '%s', expected %s '%s' '%s'", status_name(status), error.text,
@@ -51,9 +53,10 @@ static void refused(const struct checkpoint *checkpoint, struct weights_range ra
     assert_null(weights);
     assert_int_equal(count_open_files(), files);
     assert_int_equal(mapped_of(checkpoint->directory).size_bytes, 0);
-    assert_int_equal(weights_open(checkpoint->directory, &checkpoint->config, &range, NULL, NULL,
-                                  &weights, NULL),
-                     expected);
+    assert_int_equal(
+        weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
+                     &checkpoint->config, &range, NULL, NULL, &weights, NULL),
+        expected);
 }
 
 static enum dtype item_dtype(const struct item *item) {
@@ -444,7 +447,8 @@ static void open_directory(const char *directory) {
     for (uint32_t layer = 0; layer < config.layer_count; layer++) {
         struct weights_range range = {layer, 1, layer == 0, layer == config.layer_count - 1};
         struct weights *weights;
-        status = weights_open(directory, &config, &range, NULL, NULL, &weights, &error);
+        status = weights_open(&(struct weights_source){directory, LOAD_FORMAT_SAFETENSORS}, &config,
+                              &range, NULL, NULL, &weights, &error);
         if (status != STATUS_OK) fail_msg("%s: %s", directory, error.text);
         uint64_t least = model_layer_parameter_count(&config) * 2;
         assert_true(weights->weight_bytes >= least);
