@@ -49,6 +49,14 @@ const char *const *backend_cpu_variants(void);
 MUST_USE void *backend_alloc(struct backend *backend, size_t size_bytes);
 void backend_free(struct backend *backend, void *memory, size_t size_bytes);
 
+// Runs fn(ctx, index, thread_index) for each index < count, spread over the team: threads take the
+// next index when they are done with one, so nothing may depend on who runs what.
+//   thread_index: below backend_thread_count(), so that each thread can have its own work space.
+//   work: elements touched in all, about; when they are few, the calling thread runs everything.
+typedef void backend_fn(void *ctx, uint32_t index, uint32_t thread_index);
+void backend_parallel(struct backend *backend, uint32_t count, uint64_t work, backend_fn *fn,
+                      void *ctx);
+
 // out[r][c] = table[tokens[r]][c].   table: (vocabulary, hidden).  out: (row_count, hidden).
 // Token ids are below table->row_count: checked by the caller.
 void backend_embed(struct backend *backend, const struct tensor *table, const uint32_t *tokens,

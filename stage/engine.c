@@ -19,11 +19,14 @@ struct engine {
     struct model_config config;
     struct weights *weights; // NULL: nothing is loaded
     struct model *model;
-    struct sampler *sampler; // last stage only
+    // Last stage only: one for each thread of the backend.
+    struct sampler **samplers;
+    uint32_t sampler_count;
     struct assignment assignment;
     struct frame_limits limits; // of the frames that come in
     struct batch_sequence *sequences;
-    uint32_t *sample_rows; // row of each sequence that is sampled
+    uint32_t *sampled;     // sequences that are sampled
+    uint32_t *sample_rows; // the row of each of them
     struct batch batch;
 };
 
@@ -37,15 +40,20 @@ enum status engine_open(struct backend *backend, struct clock clock, struct engi
 }
 
 static void unload(struct engine *engine) {
-    sampler_close(engine->sampler);
+    for (uint32_t i = 0; i < engine->sampler_count; i++)
+        sampler_close(engine->samplers[i]);
+    free(engine->samplers);
     model_close(engine->model);
     weights_close(engine->weights);
     free(engine->sequences);
+    free(engine->sampled);
     free(engine->sample_rows);
-    engine->sampler = NULL;
+    engine->samplers = NULL;
+    engine->sampler_count = 0;
     engine->model = NULL;
     engine->weights = NULL;
     engine->sequences = NULL;
+    engine->sampled = NULL;
     engine->sample_rows = NULL;
 }
 
@@ -129,6 +137,19 @@ static bool is_loaded(const struct engine *engine, const struct assignment *a) {
            a->position_count_max == b->position_count_max;
 }
 
+static enum status open_samplers(struct engine *engine) {
+    uint32_t thread_count = backend_thread_count(engine->backend);
+    engine->samplers = memory_array(thread_count, sizeof(*engine->samplers));
+    if (engine->samplers == NULL) return STATUS_NO_MEMORY;
+    enum status status = STATUS_OK;
+    while (status == STATUS_OK && engine->sampler_count < thread_count) {
+        status =
+            sampler_open(engine->config.vocabulary_size, &engine->samplers[engine->sampler_count]);
+        if (status == STATUS_OK) engine->sampler_count++;
+    }
+    return status;
+}
+
 static enum status open_model(struct engine *engine, const struct assignment *a,
                               struct error *error) {
     struct model_options options = {
@@ -143,13 +164,14 @@ static enum status open_model(struct engine *engine, const struct assignment *a,
                                     &engine->model, error);
     if (status != STATUS_OK) return status;
     engine->sequences = memory_array(a->sequence_count_max, sizeof(*engine->sequences));
+    engine->sampled = memory_array(a->sequence_count_max, sizeof(*engine->sampled));
     engine->sample_rows = memory_array(a->sequence_count_max, sizeof(*engine->sample_rows));
-    if (engine->sequences == NULL || engine->sample_rows == NULL)
+    if (engine->sequences == NULL || engine->sampled == NULL || engine->sample_rows == NULL)
         return error_set(error, STATUS_NO_MEMORY, "no memory for %" PRIu32 " sequences",
                          a->sequence_count_max);
     if (!is_last(a)) return STATUS_OK;
-    status = sampler_open(engine->config.vocabulary_size, &engine->sampler);
-    return status == STATUS_OK ? status : error_set(error, status, "no memory for the sampler");
+    status = open_samplers(engine);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory for samplers");
 }
 
 static struct engine_sizes sizes_of(const struct engine *engine) {
@@ -244,27 +266,48 @@ static uint32_t top_count_of(const struct engine *engine, const struct frame_seq
     return s->top_logprob_count < vocabulary_size ? s->top_logprob_count : vocabulary_size;
 }
 
+struct sample_job {
+    const struct engine *engine;
+    const struct frame_view *in;
+    const struct frame_view *out;
+    const float *logits;
+    uint32_t first; // sample of the first row of logits
+};
+
+static void write_sample(void *ctx, uint32_t index, uint32_t thread_index) {
+    const struct sample_job *job = ctx;
+    const struct engine *engine = job->engine;
+    const struct frame_sequence *s = &job->in->sequences[engine->sampled[job->first + index]];
+    struct frame_sample *sample = &job->out->samples[job->first + index];
+    uint32_t top_first = sample->top_first;
+    sampler_draw(engine->samplers[thread_index],
+                 job->logits + (size_t)index * engine->config.vocabulary_size, s,
+                 (uint64_t)s->position_first + s->row_count, job->in->biases, job->in->history,
+                 sample, &job->out->tops[top_first]);
+    sample->top_first = top_first;
+    sample->top_count = top_count_of(engine, s);
+}
+
 static void write_samples(struct engine *engine, const struct frame_view *in,
                           const struct frame_view *out) {
-    uint32_t sequence_index = 0, top_first = 0;
+    uint32_t top_first = 0;
     uint32_t sample_count = out->header->sample_count;
+    for (uint32_t i = 0; i < sample_count; i++) {
+        out->samples[i].top_first = top_first;
+        top_first += top_count_of(engine, &in->sequences[engine->sampled[i]]);
+    }
     for (uint32_t first = 0; first < sample_count; first += LOGIT_ROW_COUNT) {
         uint32_t count =
             sample_count - first < LOGIT_ROW_COUNT ? sample_count - first : LOGIT_ROW_COUNT;
-        const float *logits = model_logits(engine->model, &engine->sample_rows[first], count);
-        for (uint32_t i = 0; i < count; i++, sequence_index++) {
-            while (!(in->sequences[sequence_index].flags & FRAME_SAMPLE))
-                sequence_index++;
-            const struct frame_sequence *s = &in->sequences[sequence_index];
-            struct frame_sample *sample = &out->samples[first + i];
-            sampler_draw(engine->sampler, logits + (size_t)i * engine->config.vocabulary_size, s,
-                         (uint64_t)s->position_first + s->row_count, in->biases, in->history,
-                         sample, &out->tops[top_first]);
-            sample->sequence_id = s->sequence_id;
-            sample->top_first = top_first;
-            sample->top_count = top_count_of(engine, s);
-            top_first += sample->top_count;
-        }
+        struct sample_job job = {
+            .engine = engine,
+            .in = in,
+            .out = out,
+            .logits = model_logits(engine->model, &engine->sample_rows[first], count),
+            .first = first,
+        };
+        backend_parallel(engine->backend, count, (uint64_t)count * engine->config.vocabulary_size,
+                         write_sample, &job);
     }
 }
 
@@ -280,6 +323,7 @@ static void write_result(struct engine *engine, const struct frame_view *in, str
     for (uint32_t i = 0; i < in->header->sequence_count; i++) {
         const struct frame_sequence *s = &in->sequences[i];
         if (!(s->flags & FRAME_SAMPLE)) continue;
+        engine->sampled[wanted.sample_count] = i;
         engine->sample_rows[wanted.sample_count++] = s->row_first + s->row_count - 1;
         wanted.top_count += top_count_of(engine, s);
     }
