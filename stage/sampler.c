@@ -186,25 +186,39 @@ static uint32_t draw_any(struct sampler *sampler, const struct row *row, struct 
 
 // -- candidates -----------------------------------------------------------------------------------
 
+static void candidates_weigh(struct sampler *sampler, const struct row *row,
+                             struct logits_scale scale) {
+    float values[LOGITS_BLOCK_COUNT];
+    uint64_t weights[LOGITS_BLOCK_COUNT];
+    for (uint32_t first = 0; first < sampler->candidate_count; first += LOGITS_BLOCK_COUNT) {
+        struct candidate *candidates = &sampler->candidates[first];
+        uint32_t left = sampler->candidate_count - first;
+        uint32_t count = left < LOGITS_BLOCK_COUNT ? left : LOGITS_BLOCK_COUNT;
+        for (uint32_t i = 0; i < count; i++)
+            values[i] = row->values[candidates[i].token_id];
+        sampler->passes->weigh(values, count, scale, weights);
+        for (uint32_t i = 0; i < count; i++)
+            candidates[i].weight = weights[i];
+    }
+}
+
 // Makes candidates of the tokens whose keys are not below key_min.
 static void candidates_gather(struct sampler *sampler, const struct row *row, int32_t key_min,
                               struct logits_scale scale) {
     uint32_t held = 0;
     for (uint32_t b = 0; b < sampler->block_count; b++) {
         if (sampler->maxima[b] < key_min) continue;
-        uint64_t weights[LOGITS_BLOCK_COUNT];
         uint32_t first = b * LOGITS_BLOCK_COUNT;
         uint32_t left = sampler->vocabulary_size - first;
-        uint32_t count = left < LOGITS_BLOCK_COUNT ? left : LOGITS_BLOCK_COUNT;
-        sampler->passes->weigh(row->values + first, count, scale, weights);
-        for (uint32_t i = 0; i < count; i++) {
-            int32_t key = logits_key(row->values[first + i]);
-            sampler->candidates[held] =
-                (struct candidate){.key = key, .token_id = first + i, .weight = weights[i]};
-            held += key >= key_min;
+        uint32_t end = first + (left < LOGITS_BLOCK_COUNT ? left : LOGITS_BLOCK_COUNT);
+        for (uint32_t i = first; i < end; i++) {
+            int32_t key = logits_key(row->values[i]);
+            if (key < key_min) continue;
+            sampler->candidates[held++] = (struct candidate){.key = key, .token_id = i};
         }
     }
     sampler->candidate_count = held;
+    candidates_weigh(sampler, row, scale);
 }
 
 static mass_t candidates_mass(const struct sampler *sampler) {
