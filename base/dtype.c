@@ -7,6 +7,7 @@ size_t dtype_size_bytes(enum dtype dtype) {
     case DTYPE_BF16:
     case DTYPE_F16:
         return 2;
+    case DTYPE_I8:
     case DTYPE_NONE:
         break;
     }
@@ -21,6 +22,8 @@ const char *dtype_name(enum dtype dtype) {
         return "bf16";
     case DTYPE_F16:
         return "f16";
+    case DTYPE_I8:
+        return "i8";
     case DTYPE_NONE:
         break;
     }

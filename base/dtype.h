@@ -14,11 +14,12 @@ enum dtype {
     DTYPE_F32 = 1,
     DTYPE_BF16 = 2,
     DTYPE_F16 = 3,
+    DTYPE_I8 = 4, // with scales, inside a stage only: never in a frame or a file
 };
 
-// 4, 2 or 2; 0 for DTYPE_NONE and unknown values.
+// 4, 2 or 2; 0 for DTYPE_I8, which is no element by itself, DTYPE_NONE and unknown values.
 size_t dtype_size_bytes(enum dtype dtype);
-// "f32", "bf16", "f16"; "none" otherwise.
+// "f32", "bf16", "f16", "i8"; "none" otherwise.
 const char *dtype_name(enum dtype dtype);
 // Accepts "f32", "bf16", "f16". False for anything else.
 MUST_USE bool dtype_parse(const char *text, enum dtype *dtype_out);

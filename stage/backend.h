@@ -23,8 +23,8 @@ struct core_request;
 struct backend_config {
     uint32_t thread_count;            // 0: the default of stage/cpu/cores.h
     const struct core_request *cores; // where threads are pinned; NULL: not pinned
-    // "auto", or a variant that the processor has: "avx512", "avx2", "portable", "reference" (plain
-    // C, the one that the others are tested against).
+    // "auto", or a variant that the processor has: "avx512bf16", "avx512", "avx2", "portable",
+    // "reference" (plain C, the one that the others are tested against).
     const char *variant;
 };
 
@@ -67,11 +67,26 @@ void backend_embed(struct backend *backend, const struct tensor *table, const ui
 void backend_rms_norm(struct backend *backend, const struct tensor *weight, float epsilon,
                       const float *x, uint32_t row_count, float *out);
 
+// Memory for products whose inputs are rounded: of up to row_count rows of up to column_count
+// inputs. Grows, never shrinks. STATUS_NO_MEMORY names the bytes.
+MUST_USE enum status backend_reserve(struct backend *backend, uint32_t row_count,
+                                     uint32_t column_count, struct error *error);
+
 // out[r][o] = sum over i of x[r][i] * weight[o][i], plus bias[o] when bias->data is not NULL.
 //   x: (row_count, weight->column_count).   out: (row_count, out_stride) with columns
 //   0..weight->row_count-1 written; out_stride >= weight->row_count.
+// x is rounded to x_dtype first: f32 (not at all), bf16, or i8, for which the weights must be i8
+// too (bf16 does not go with i8 weights). Rounded inputs need backend_reserve(). Sums are f32; i8
+// with i8 is summed in integers over each group of inputs that has one scale.
 void backend_linear(struct backend *backend, const struct tensor *weight, const struct tensor *bias,
-                    const float *x, uint32_t row_count, float *out, uint32_t out_stride);
+                    const float *x, enum dtype x_dtype, uint32_t row_count, float *out,
+                    uint32_t out_stride);
+
+// The matrix as int8, in an order of the backend's own, with one scale for each output and group of
+// 128 inputs: the group's largest magnitude becomes 127. A group with a value that is not finite
+// becomes NaN. Written to `memory` of backend_quantized_bytes(), which the result borrows.
+struct tensor backend_quantize(struct backend *backend, const struct tensor *source, void *memory);
+size_t backend_quantized_bytes(uint32_t row_count, uint32_t column_count);
 
 // x[r][c] += delta[r][c], then rounded to `dtype` (f32: not at all).   both (row_count, width)
 void backend_add(struct backend *backend, float *x, const float *delta, uint32_t row_count,

@@ -14,7 +14,8 @@ struct model {
     const struct weights *weights;
     struct model_options options;
     struct attention_shape shape;
-    uint32_t row_count; // of the microbatch in `residual`
+    enum dtype product_dtype; // that inputs of products are rounded to
+    uint32_t row_count;       // of the microbatch in `residual`
 
     struct kv_layer *kv; // weights->layer_count of them
     size_t kv_bytes;     // of the keys of one layer, and of the values
@@ -132,7 +133,10 @@ static enum status works_open(struct model *model, struct error *error) {
         if (status != STATUS_OK) return status;
     }
     rope_table_fill(config, options->position_count_max, model->rotations);
-    return STATUS_OK;
+    uint32_t width =
+        config->hidden_size > config->ffn_size ? config->hidden_size : config->ffn_size;
+    if (q_width > width) width = (uint32_t)q_width;
+    return backend_reserve(model->backend, options->row_count_max, width, error);
 }
 
 enum status model_open(struct backend *backend, const struct model_config *config,
@@ -146,6 +150,7 @@ enum status model_open(struct backend *backend, const struct model_config *confi
     model->config = config;
     model->weights = weights;
     model->options = *options;
+    model->product_dtype = options->activation_dtype;
     model->shape = (struct attention_shape){.head_count = config->head_count,
                                             .kv_head_count = config->kv_head_count,
                                             .head_size = config->head_size};
@@ -214,12 +219,16 @@ static void attention_part(struct model *model, const struct batch *batch,
     float *k = model->k;
     float *v = model->v;
     backend_rms_norm(backend, &layer->attention_norm, epsilon, model->residual, rows, x);
-    backend_linear(backend, &layer->q, &layer->q_bias, x, rows, q, layer->q.row_count);
-    backend_linear(backend, &layer->k, &layer->k_bias, x, rows, k, layer->k.row_count);
-    backend_linear(backend, &layer->v, &layer->v_bias, x, rows, v, layer->v.row_count);
+    backend_linear(backend, &layer->q, &layer->q_bias, x, model->product_dtype, rows, q,
+                   layer->q.row_count);
+    backend_linear(backend, &layer->k, &layer->k_bias, x, model->product_dtype, rows, k,
+                   layer->k.row_count);
+    backend_linear(backend, &layer->v, &layer->v_bias, x, model->product_dtype, rows, v,
+                   layer->v.row_count);
     backend_rope_and_store(backend, &model->shape, batch, model->rotations, q, k, v, kv);
     backend_attention(backend, &model->shape, batch, q, kv, model->mixed);
-    backend_linear(backend, &layer->o, &layer->o_bias, model->mixed, rows, model->delta, hidden);
+    backend_linear(backend, &layer->o, &layer->o_bias, model->mixed, model->product_dtype, rows,
+                   model->delta, hidden);
     // Not rounded here: the residual stream is rounded at the boundaries of layers only.
     backend_add(backend, model->residual, model->delta, rows, hidden, DTYPE_F32);
 }
@@ -233,11 +242,13 @@ static void ffn_part(struct model *model, const struct layer_weights *layer) {
     float epsilon = (float)model->config->rms_norm_epsilon;
     float *x = model->normed;
     backend_rms_norm(backend, &layer->ffn_norm, epsilon, model->residual, rows, x);
-    backend_linear(backend, &layer->gate, &layer->gate_bias, x, rows, model->gate, ffn);
-    backend_linear(backend, &layer->up, &layer->up_bias, x, rows, model->up, ffn);
+    backend_linear(backend, &layer->gate, &layer->gate_bias, x, model->product_dtype, rows,
+                   model->gate, ffn);
+    backend_linear(backend, &layer->up, &layer->up_bias, x, model->product_dtype, rows, model->up,
+                   ffn);
     backend_swiglu(backend, model->gate, model->up, rows, ffn, model->activated);
-    backend_linear(backend, &layer->down, &layer->down_bias, model->activated, rows, model->delta,
-                   hidden);
+    backend_linear(backend, &layer->down, &layer->down_bias, model->activated, model->product_dtype,
+                   rows, model->delta, hidden);
     backend_add(backend, model->residual, model->delta, rows, hidden,
                 model->options.activation_dtype);
 }
@@ -273,7 +284,8 @@ const float *model_logits(struct model *model, const uint32_t *rows, uint32_t sa
     backend_rms_norm(model->backend, &model->weights->final_norm,
                      (float)model->config->rms_norm_epsilon, sampled, sample_count, sampled);
     backend_linear(model->backend, &model->weights->head, &(struct tensor){0}, sampled,
-                   sample_count, model->logits, model->config->vocabulary_size);
+                   model->product_dtype, sample_count, model->logits,
+                   model->config->vocabulary_size);
     return model->logits;
 }
 

@@ -16,11 +16,9 @@
 // Best first.
 static const struct kernels *const all_kernels[] = {
 #if STAGE_X86_KERNELS
-    &kernels_avx512,
-    &kernels_avx2,
+    &kernels_avx512bf16, &kernels_avx512,    &kernels_avx2,
 #endif
-    &kernels_portable,
-    &kernels_reference,
+    &kernels_portable,   &kernels_reference,
 };
 enum { KERNELS_COUNT = sizeof(all_kernels) / sizeof(all_kernels[0]) };
 
@@ -41,7 +39,8 @@ static enum status kernels_find(const char *variant, const struct kernels **kern
     for (size_t i = 0; i < KERNELS_COUNT; i++) {
         const struct kernels *kernels = all_kernels[i];
         if (!kernels->is_supported()) continue;
-        if (strcmp(variant, "auto") == 0 || strcmp(variant, kernels->name) == 0) {
+        bool is_chosen = strcmp(variant, "auto") == 0 && !kernels->is_slow();
+        if (is_chosen || strcmp(variant, kernels->name) == 0) {
             *kernels_out = kernels;
             return STATUS_OK;
         }
@@ -53,6 +52,14 @@ static enum status kernels_find(const char *variant, const struct kernels **kern
     return error_set(error, STATUS_UNSUPPORTED,
                      "kernel variant \"%s\" is not one of those of this processor: auto, %s",
                      variant, names);
+}
+
+static bool has_vnni(void) {
+#if STAGE_X86_KERNELS
+    return __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
 }
 
 static size_t round_up(size_t size, size_t unit) {
@@ -108,6 +115,9 @@ enum status backend_cpu_open(const struct backend_config *config, struct backend
                            backend->scratch_bytes);
         goto close_team;
     }
+    backend->linear_i8 = has_vnni() && backend->kernels->linear_i8_vnni != NULL
+                             ? backend->kernels->linear_i8_vnni
+                             : backend->kernels->linear_i8;
     *backend_out = backend;
     return STATUS_OK;
 close_team:
@@ -119,9 +129,24 @@ free_backend:
 
 void backend_close(struct backend *backend) {
     if (backend == NULL) return;
+    pages_unmap(backend->pack, backend->pack_bytes);
     pages_unmap(backend->scratch, backend->scratch_bytes);
     team_close(backend->team);
     free(backend);
+}
+
+enum status backend_reserve(struct backend *backend, uint32_t row_count, uint32_t column_count,
+                            struct error *error) {
+    size_t size_bytes = linear_pack_bytes(row_count, column_count);
+    if (size_bytes <= backend->pack_bytes) return STATUS_OK;
+    void *pack = pages_map(size_bytes);
+    if (pack == NULL)
+        return error_set(error, STATUS_NO_MEMORY, "no memory for %zu bytes of packed inputs",
+                         size_bytes);
+    pages_unmap(backend->pack, backend->pack_bytes);
+    backend->pack = pack;
+    backend->pack_bytes = size_bytes;
+    return STATUS_OK;
 }
 
 const char *backend_variant(const struct backend *backend) {

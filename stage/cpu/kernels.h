@@ -24,7 +24,38 @@ struct linear_job {
     uint32_t row_count;
     float *out;
     uint32_t out_stride;
+    const void *inputs; // x, or what a pack function made of it
+    void *packed;       // where a pack function writes
 };
+
+enum {
+    // int8 weights and inputs have one scale for so many neighbouring inputs. The last group of a
+    // row
+    // is filled up with zeros.
+    I8_GROUP_INPUTS = 128,
+    // Outputs whose weights lie together.
+    I8_BLOCK_OUTPUTS = 16,
+    // Weights are kept as unsigned bytes, this much above their value, which is in -127 .. 127.
+    I8_OFFSET = 128,
+};
+
+// int8 weights: for each block of outputs its groups, one after the other. Inputs 4 s .. 4 s + 3 of
+// an output are neighbours, as instructions want them.
+struct i8_weights {
+    uint8_t weights[I8_GROUP_INPUTS / 4][I8_BLOCK_OUTPUTS][4];
+    float scales[I8_BLOCK_OUTPUTS]; // weight = (byte - I8_OFFSET) * scale
+};
+
+// int8 inputs: for each row its groups.
+struct i8_inputs {
+    float scale; // x = value * scale; NaN when one of the x is not finite
+    int32_t sum; // of the values
+    int8_t values[I8_GROUP_INPUTS];
+};
+
+static inline size_t i8_group_count(size_t column_count) {
+    return (column_count + I8_GROUP_INPUTS - 1) / I8_GROUP_INPUTS;
+}
 
 // Queries query_first .. query_first + query_count - 1 of a sequence and KV head. Query i is head
 // kv_head * group + i % group of the sequence's row i / group, group = heads / KV heads.
@@ -39,13 +70,34 @@ struct attention_job {
     uint32_t query_count; // at most ATTENTION_QUERY_COUNT
 };
 
+typedef void linear_fn(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
+                       void *scratch);
+// Rows row_first .. row_end - 1 of job->x into job->packed.
+typedef void pack_fn(const struct linear_job *job, uint32_t row_first, uint32_t row_end);
+
 struct kernels {
     const char *name;
     bool (*is_supported)(void); // by this processor
+    // Of those that are supported: slower on this processor than the next in line.
+    bool (*is_slow)(void);
 
-    // Outputs output_first .. output_end - 1 of all rows.
-    void (*linear)(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
-                   void *scratch);
+    // Products: outputs output_first .. output_end - 1 of all rows. Of f32 inputs, with weights of
+    // any dtype but i8:
+    linear_fn *linear;
+    // Of inputs rounded to bf16 with bf16 weights, and the packing of rows for it; NULL where it
+    // would not be faster than linear() with rounded inputs.
+    pack_fn *pack_bf16;
+    linear_fn *linear_bf16;
+    // Of i8 inputs with i8 weights, in integers within a group, and the packing of rows for it.
+    // The outputs begin at a whole block.
+    pack_fn *pack_i8;
+    linear_fn *linear_i8;
+    linear_fn *linear_i8_vnni; // the same bits for processors that have AVX-512 VNNI; or NULL
+    // Of f32 inputs with i8 weights.
+    linear_fn *linear_i8_weights;
+    // Blocks block_first .. block_end - 1 of backend_quantize().
+    void (*quantize)(const struct tensor *source, uint32_t block_first, uint32_t block_end,
+                     void *out);
     void (*attention)(const struct attention_job *job, void *scratch);
     // Rows of backend_rms_norm().
     void (*rms_norm)(const struct tensor *weight, float epsilon, const float *x, uint32_t row_count,
@@ -62,6 +114,7 @@ extern const struct kernels kernels_reference;
 extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
+extern const struct kernels kernels_avx512bf16;
 
 // Where a block's cells of one KV head begin, in elements, in both `keys` and `values`. Inside,
 // values are (position, head_size) and keys (head_size, position): so the scores of neighbouring
@@ -70,6 +123,14 @@ static inline size_t kv_block_offset(const struct attention_shape *shape, uint32
                                      uint32_t kv_head) {
     return ((size_t)block * shape->kv_head_count + kv_head) * KV_BLOCK_POSITION_COUNT *
            shape->head_size;
+}
+
+// Where quantization rounds: |x| <= largest goes to -127 .. 127. Values below 2^-100 are zeros.
+static inline float i8_scale(float largest) {
+    return largest < 0x1p-100f ? 0.0f : largest / 127.0f;
+}
+static inline float i8_inverse_scale(float largest) {
+    return largest < 0x1p-100f ? 0.0f : 127.0f / largest;
 }
 
 // Element `index` of a vector of any dtype.

@@ -32,8 +32,6 @@ struct tile {
     size_t ahead_bytes;
 };
 
-enum { PREFETCH_SECOND_LEVEL = 2 }; // __builtin_prefetch: into the second-level cache
-
 enum weight_source {
     FROM_TENSOR, // widened in registers
     KEEP,        // the same, and written to tile->widened
@@ -55,12 +53,9 @@ static ALWAYS_INLINE void tile_run(const struct tile *tile, int row_count,
                 weights[o] = vf_load(t.widened + kept);
             } else {
                 weights[o] = vf_load_as(t.weights[o], dtype, i);
-                // Numbers, not pointers: behind the last tile they point nowhere, and nothing
-                // happens.
                 uintptr_t next = (uintptr_t)t.weights[o] + i * dtype_bytes + t.ahead_bytes;
-                __builtin_prefetch((const void *)next, 0, PREFETCH_SECOND_LEVEL);
-                next += t.ahead_bytes;
-                __builtin_prefetch((const void *)next, 0, PREFETCH_SECOND_LEVEL);
+                prefetch(next);
+                prefetch(next + t.ahead_bytes);
             }
             if (source == KEEP) vf_store(t.widened + kept, weights[o]);
         }
@@ -119,28 +114,6 @@ static ALWAYS_INLINE void sums_store(float *memory, int row_count,
     }
 }
 
-// Where a tile's outputs go.
-struct tile_output {
-    float *out; // of the first row and output
-    size_t out_stride;
-    const struct tensor *bias;
-    uint32_t output_first;
-    uint32_t output_count; // at most TILE_OUTPUTS
-};
-
-static __attribute__((noinline)) void output_write(const struct tile_output *output, int row_count,
-                                                   const float results[][TILE_OUTPUTS]) {
-    const struct tensor *bias = output->bias;
-    for (int r = 0; r < row_count; r++) {
-        float *out = output->out + (size_t)r * output->out_stride;
-        for (uint32_t o = 0; o < output->output_count; o++) {
-            out[o] = results[r][o];
-            if (bias->data == NULL) continue;
-            out[o] += element_f32(bias->data, bias->dtype, output->output_first + o);
-        }
-    }
-}
-
 // One tile of one pass: goes on from `unfinished` unless it is the first pass, and ends there
 // unless it is the last.
 struct tile_pass {
@@ -174,7 +147,7 @@ static ALWAYS_INLINE void pass_run(const struct tile_pass *pass, int row_count,
     for (int r = 0; r < row_count; r++) {
         vf_sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], results[r]);
     }
-    output_write(&pass->output, row_count, results);
+    tile_output_write(&pass->output, row_count, results);
 }
 
 // A function for each number of rows, so that the sums are registers.
@@ -247,18 +220,6 @@ static void tile_weights(const struct tensor *weight, uint32_t output_first, uin
     }
 }
 
-static struct tile_output tile_output(const struct linear_job *job, uint32_t row,
-                                      uint32_t output_first, uint32_t output_end) {
-    uint32_t count = output_end - output_first;
-    return (struct tile_output){
-        .out = job->out + (size_t)row * job->out_stride + output_first,
-        .out_stride = job->out_stride,
-        .bias = job->bias,
-        .output_first = output_first,
-        .output_count = count < TILE_OUTPUTS ? count : TILE_OUTPUTS,
-    };
-}
-
 // Up to LINEAR_FEW_ROW_COUNT rows: all tiles of rows over the same weights, which the first of them
 // brought into the caches, and all inputs in one pass.
 static void linear_few_rows(const struct linear_job *job, uint32_t output_first,
@@ -273,7 +234,7 @@ static void linear_few_rows(const struct linear_job *job, uint32_t output_first,
         for (uint32_t t = 0; t < tile_count; t++) {
             uint32_t row = job->row_count * t / tile_count;
             uint32_t row_end = job->row_count * (t + 1) / tile_count;
-            pass.tile.x = job->x + row * width;
+            pass.tile.x = (const float *)job->inputs + row * width;
             pass.output = tile_output(job, row, o, output_end);
             pass_from_tensor(&pass, row_end - row, job->weight->dtype);
         }
@@ -299,7 +260,8 @@ static void linear_pass(const struct linear_job *job, const struct pass_range *r
     pass.tile.input_count = range->input_end - range->input_first;
     for (uint32_t row = range->row_first; row < range->row_end; row += TILE_ROWS) {
         uint32_t rows = range->row_end - row < TILE_ROWS ? range->row_end - row : TILE_ROWS;
-        pass.tile.x = job->x + (size_t)row * weight->column_count + range->input_first;
+        pass.tile.x =
+            (const float *)job->inputs + (size_t)row * weight->column_count + range->input_first;
         pass.tile.widened = scratch->weights;
         for (uint32_t o = range->output_first; o < range->output_end; o += TILE_OUTPUTS) {
             pass.output = tile_output(job, row, o, range->output_end);
@@ -344,7 +306,7 @@ void VARIANT(linear)(const struct linear_job *job, uint32_t output_first, uint32
     uint32_t row = 0;
     while (row < job->row_count) {
         uint32_t left = job->row_count - row;
-        part.x = job->x + (size_t)row * job->weight->column_count;
+        part.inputs = (const float *)job->inputs + (size_t)row * job->weight->column_count;
         part.out = job->out + (size_t)row * job->out_stride;
         part.row_count = left;
         if (left <= LINEAR_FEW_ROW_COUNT) {

@@ -9,23 +9,130 @@ static bool reference_is_supported(void) {
     return true;
 }
 
+static bool reference_is_slow(void) {
+    return false; // there is none after it
+}
+
 // out[r][o] = sum over i of x[r][i] * weight[o][i] + bias[o]
 static void reference_linear(const struct linear_job *job, uint32_t output_first,
                              uint32_t output_end, void *scratch) {
     (void)scratch;
     const struct tensor *weight = job->weight;
+    const float *x = job->inputs;
     size_t width = weight->column_count;
     for (uint32_t r = 0; r < job->row_count; r++) {
         for (uint32_t o = output_first; o < output_end; o++) {
             double sum = 0;
             for (size_t i = 0; i < width; i++) {
-                sum += (double)job->x[r * width + i] *
+                sum += (double)x[r * width + i] *
                        (double)element_f32(weight->data, weight->dtype, o * width + i);
             }
             if (job->bias->data != NULL) {
                 sum += (double)element_f32(job->bias->data, job->bias->dtype, o);
             }
             job->out[(size_t)r * job->out_stride + o] = (float)sum;
+        }
+    }
+}
+
+// Reads what quantize and pack_i8 write: weight (o, i), and input (r, i).
+static double reference_weight(const struct tensor *weight, size_t o, size_t i) {
+    const struct i8_weights *group = weight->data;
+    group += o / I8_BLOCK_OUTPUTS * i8_group_count(weight->column_count) + i / I8_GROUP_INPUTS;
+    i %= I8_GROUP_INPUTS;
+    int value = group->weights[i / 4][o % I8_BLOCK_OUTPUTS][i % 4] - I8_OFFSET;
+    return value * (double)group->scales[o % I8_BLOCK_OUTPUTS];
+}
+
+static double reference_input(const struct linear_job *job, size_t r, size_t i) {
+    const struct i8_inputs *group = job->inputs;
+    group += r * i8_group_count(job->weight->column_count) + i / I8_GROUP_INPUTS;
+    return group->values[i % I8_GROUP_INPUTS] * (double)group->scale;
+}
+
+static void reference_linear_any(const struct linear_job *job, uint32_t output_first,
+                                 uint32_t output_end, bool has_f32_inputs) {
+    size_t width = job->weight->column_count;
+    for (uint32_t r = 0; r < job->row_count; r++) {
+        for (uint32_t o = output_first; o < output_end; o++) {
+            double sum = 0;
+            for (size_t i = 0; i < width; i++) {
+                double x = has_f32_inputs ? (double)((const float *)job->inputs)[r * width + i]
+                                          : reference_input(job, r, i);
+                sum += x * reference_weight(job->weight, o, i);
+            }
+            if (job->bias->data != NULL) {
+                sum += (double)element_f32(job->bias->data, job->bias->dtype, o);
+            }
+            job->out[(size_t)r * job->out_stride + o] = (float)sum;
+        }
+    }
+}
+
+static void reference_linear_i8(const struct linear_job *job, uint32_t output_first,
+                                uint32_t output_end, void *scratch) {
+    (void)scratch;
+    reference_linear_any(job, output_first, output_end, false);
+}
+
+static void reference_linear_i8_weights(const struct linear_job *job, uint32_t output_first,
+                                        uint32_t output_end, void *scratch) {
+    (void)scratch;
+    reference_linear_any(job, output_first, output_end, true);
+}
+
+// The largest magnitude of a group, or NaN when an element is not finite.
+static float reference_magnitude(const float *x, size_t count) {
+    float largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!isfinite(x[i])) return NAN;
+        largest = fmaxf(largest, fabsf(x[i]));
+    }
+    return largest;
+}
+
+// The group of int8 values nearest to x, and its scale.
+static float reference_round(const float *x, size_t count, int8_t *values) {
+    float largest = reference_magnitude(x, count);
+    for (size_t i = 0; i < I8_GROUP_INPUTS; i++) {
+        bool is_zero = i >= count || isnan(largest);
+        values[i] = is_zero ? 0 : (int8_t)nearbyintf(x[i] * i8_inverse_scale(largest));
+    }
+    return i8_scale(largest);
+}
+
+static void reference_pack_i8(const struct linear_job *job, uint32_t row_first, uint32_t row_end) {
+    size_t width = job->weight->column_count;
+    struct i8_inputs *group = (struct i8_inputs *)job->packed + row_first * i8_group_count(width);
+    for (size_t r = row_first; r < row_end; r++) {
+        for (size_t i = 0; i < width; i += I8_GROUP_INPUTS, group++) {
+            size_t count = width - i < I8_GROUP_INPUTS ? width - i : I8_GROUP_INPUTS;
+            group->scale = reference_round(job->x + r * width + i, count, group->values);
+            group->sum = 0;
+            for (size_t j = 0; j < I8_GROUP_INPUTS; j++) {
+                group->sum += group->values[j];
+            }
+        }
+    }
+}
+
+static void reference_quantize(const struct tensor *source, uint32_t block_first,
+                               uint32_t block_end, void *out) {
+    size_t width = source->column_count;
+    for (size_t o = block_first * I8_BLOCK_OUTPUTS; o < block_end * I8_BLOCK_OUTPUTS; o++) {
+        for (size_t i = 0; i < width; i += I8_GROUP_INPUTS) {
+            struct i8_weights *group = out;
+            group += o / I8_BLOCK_OUTPUTS * i8_group_count(width) + i / I8_GROUP_INPUTS;
+            float x[I8_GROUP_INPUTS] = {0};
+            for (size_t j = 0; j < I8_GROUP_INPUTS && i + j < width && o < source->row_count; j++) {
+                x[j] = element_f32(source->data, source->dtype, o * width + i + j);
+            }
+            int8_t values[I8_GROUP_INPUTS];
+            group->scales[o % I8_BLOCK_OUTPUTS] = reference_round(x, I8_GROUP_INPUTS, values);
+            for (size_t j = 0; j < I8_GROUP_INPUTS; j++) {
+                group->weights[j / 4][o % I8_BLOCK_OUTPUTS][j % 4] =
+                    (uint8_t)(values[j] + I8_OFFSET);
+            }
         }
     }
 }
@@ -152,7 +259,12 @@ static void reference_narrow(const float *x, size_t count, enum dtype dtype, voi
 const struct kernels kernels_reference = {
     .name = "reference",
     .is_supported = reference_is_supported,
+    .is_slow = reference_is_slow,
     .linear = reference_linear,
+    .pack_i8 = reference_pack_i8,
+    .linear_i8 = reference_linear_i8,
+    .linear_i8_weights = reference_linear_i8_weights,
+    .quantize = reference_quantize,
     .attention = reference_attention,
     .rms_norm = reference_rms_norm,
     .add = reference_add,

@@ -38,6 +38,58 @@ struct attention_scratch {
     float shrink[ATTENTION_QUERY_COUNT];
 };
 
+enum { PREFETCH_SECOND_LEVEL = 2 }; // __builtin_prefetch: into the second-level cache
+
+// A number, not a pointer: behind a tensor's end it points nowhere, and nothing happens.
+VECTOR_FN void prefetch(uintptr_t address) {
+    __builtin_prefetch((const void *)address, 0, PREFETCH_SECOND_LEVEL);
+}
+
+// Where the outputs of a tile of rows go.
+struct tile_output {
+    float *out; // of the first row and output
+    size_t out_stride;
+    const struct tensor *bias;
+    uint32_t output_first;
+    uint32_t output_count; // at most TILE_OUTPUTS
+};
+
+VECTOR_FN struct tile_output tile_output(const struct linear_job *job, uint32_t row,
+                                         uint32_t output_first, uint32_t output_end) {
+    uint32_t count = output_end - output_first;
+    return (struct tile_output){
+        .out = job->out + (size_t)row * job->out_stride + output_first,
+        .out_stride = job->out_stride,
+        .bias = job->bias,
+        .output_first = output_first,
+        .output_count = count < TILE_OUTPUTS ? count : TILE_OUTPUTS,
+    };
+}
+
+static __attribute__((noinline, unused)) void
+tile_output_write(const struct tile_output *output, int row_count,
+                  const float results[][TILE_OUTPUTS]) {
+    const struct tensor *bias = output->bias;
+    for (int r = 0; r < row_count; r++) {
+        float *out = output->out + (size_t)r * output->out_stride;
+        for (uint32_t o = 0; o < output->output_count; o++) {
+            out[o] = results[r][o];
+            if (bias->data == NULL) continue;
+            out[o] += element_f32(bias->data, bias->dtype, output->output_first + o);
+        }
+    }
+}
+
 void VARIANT(linear)(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
                      void *scratch);
+void VARIANT(pack_bf16)(const struct linear_job *job, uint32_t row_first, uint32_t row_end);
+void VARIANT(linear_bf16)(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
+                          void *scratch);
+void VARIANT(pack_i8)(const struct linear_job *job, uint32_t row_first, uint32_t row_end);
+void VARIANT(linear_i8)(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
+                        void *scratch);
+void VARIANT(linear_i8_weights)(const struct linear_job *job, uint32_t output_first,
+                                uint32_t output_end, void *scratch);
+void VARIANT(quantize)(const struct tensor *source, uint32_t block_first, uint32_t block_end,
+                       void *out);
 void VARIANT(attention)(const struct attention_job *job, void *scratch);

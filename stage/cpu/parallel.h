@@ -20,7 +20,13 @@ struct backend {
     size_t scratch_stride;
     size_t scratch_bytes;
     char cores[BACKEND_CORES_BYTES]; // what the team is pinned to; empty: nothing
+    linear_fn *linear_i8;            // of the kernels, or what the processor does faster
+    void *pack;                      // packed inputs of a matrix product
+    size_t pack_bytes;
 };
+
+// What packed inputs of so many rows take at most.
+size_t linear_pack_bytes(uint32_t row_count, uint32_t column_count);
 
 // Runs fn on the team, or on the calling thread alone when there is little to do.
 static inline void parallel_run(struct backend *backend, uint64_t work, team_fn *fn, void *ctx) {

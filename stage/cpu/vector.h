@@ -15,6 +15,16 @@
 //   vf_sum4(a, b, c, d, out)  the four sums, by the same tree
 //   vf_largest(v)     the largest lane
 //
+// and, for int8 (see kernels_int8.c):
+//
+//   I8_ROWS, I8_BLOCKS  rows, and blocks of outputs, whose sums fit into registers
+//   vi                LANES 32-bit integers
+//   vi_set(n) vi_add(a, b) vi_to_f32(v)
+//   vq, vq_load(p)    LANES times 4 weights: bytes, I8_OFFSET above their value
+//   vi_dot(sums, weights, four)   adds to each lane its 4 weights times the 4 int8 values packed in
+//                     `four`; too much by VI_DOT_OFFSET times the values' sum
+//   vf_load_byte(p, n)  weight n of each lane's 4
+//
 // Loads and stores need no alignment beyond the element's. Nothing outside the lanes is touched.
 #pragma once
 
@@ -89,6 +99,16 @@ VECTOR_FN void vf_store_part_as(void *p, enum dtype dtype, size_t index, vf v, s
         vf_store_f16(lanes, v);
     }
     memcpy((uint16_t *)p + index, lanes, count * sizeof(lanes[0]));
+}
+
+// `count` elements of `dtype` from element `first` on.
+VECTOR_FN void vf_widen(const void *p, enum dtype dtype, size_t first, size_t count, float *out) {
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vf_store(out + i, vf_load_as(p, dtype, first + i));
+    }
+    if (i < count)
+        vf_store_part(out + i, vf_load_part_as(p, dtype, first + i, count - i), count - i);
 }
 
 // v as `dtype` holds it.

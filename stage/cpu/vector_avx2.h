@@ -7,7 +7,7 @@
 
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 8, TILE_ROWS = 3, TILE_QUERIES = 2 };
+enum { LANES = 8, TILE_ROWS = 3, TILE_QUERIES = 2, I8_ROWS = 3, I8_BLOCKS = 1 };
 
 typedef __m256 vf;
 
@@ -104,5 +104,42 @@ VECTOR_FN float vf_largest(vf v) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+enum { VI_DOT_OFFSET = 0 };
+
+typedef __m256i vi;
+// Magnitudes, so that a pair of products, at most 2 * 127 * 127, fits 16 bits; signs go to the
+// values.
+typedef struct {
+    __m256i magnitudes;
+    __m256i weights;
+} vq;
+
+VECTOR_FN vi vi_set(int32_t n) {
+    return _mm256_set1_epi32(n);
+}
+VECTOR_FN vi vi_add(vi a, vi b) {
+    return _mm256_add_epi32(a, b);
+}
+VECTOR_FN vf vi_to_f32(vi v) {
+    return _mm256_cvtepi32_ps(v);
+}
+VECTOR_FN __m256i vq_weights_(const uint8_t *p) {
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)p);
+    return _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80));
+}
+VECTOR_FN vq vq_load(const uint8_t *p) {
+    __m256i weights = vq_weights_(p);
+    return (vq){_mm256_abs_epi8(weights), weights};
+}
+VECTOR_FN vi vi_dot(vi sums, vq weights, int32_t four) {
+    __m256i values = _mm256_sign_epi8(_mm256_set1_epi32(four), weights.weights);
+    __m256i pairs = _mm256_maddubs_epi16(weights.magnitudes, values);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+VECTOR_FN vf vf_load_byte(const uint8_t *p, size_t n) {
+    __m256i upper = _mm256_sllv_epi32(vq_weights_(p), _mm256_set1_epi32((int)(24 - 8 * n)));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(upper, 24));
 }
 #endif

@@ -7,7 +7,7 @@
 
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 16, TILE_ROWS = 6, TILE_QUERIES = 4 };
+enum { LANES = 16, TILE_ROWS = 6, TILE_QUERIES = 4, I8_ROWS = 6, I8_BLOCKS = 2 };
 
 typedef __m512 vf;
 
@@ -96,5 +96,56 @@ VECTOR_FN void vf_sum4(vf a, vf b, vf c, vf d, float *out) {
 }
 VECTOR_FN float vf_largest(vf v) {
     return _mm512_reduce_max_ps(v);
+}
+
+typedef __m512i vi;
+
+VECTOR_FN vi vi_set(int32_t n) {
+    return _mm512_set1_epi32(n);
+}
+VECTOR_FN vi vi_add(vi a, vi b) {
+    return _mm512_add_epi32(a, b);
+}
+VECTOR_FN vf vi_to_f32(vi v) {
+    return _mm512_cvtepi32_ps(v);
+}
+
+#if defined(__AVX512VNNI__)
+enum { VI_DOT_OFFSET = 128 };
+
+typedef __m512i vq;
+
+VECTOR_FN vq vq_load(const uint8_t *p) {
+    return _mm512_loadu_si512(p);
+}
+VECTOR_FN vi vi_dot(vi sums, vq weights, int32_t four) {
+    return _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(four));
+}
+#else
+enum { VI_DOT_OFFSET = 0 };
+
+// Magnitudes, so that a pair of products, at most 2 * 127 * 127, fits 16 bits; signs go to the
+// values.
+typedef struct {
+    __m512i magnitudes;
+    __mmask64 is_negative;
+} vq;
+
+VECTOR_FN vq vq_load(const uint8_t *p) {
+    __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
+    return (vq){_mm512_abs_epi8(weights), _mm512_movepi8_mask(weights)};
+}
+VECTOR_FN vi vi_dot(vi sums, vq weights, int32_t four) {
+    __m512i values = _mm512_set1_epi32(four);
+    values = _mm512_mask_sub_epi8(values, weights.is_negative, _mm512_setzero_si512(), values);
+    __m512i pairs = _mm512_maddubs_epi16(weights.magnitudes, values);
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#endif
+
+VECTOR_FN vf vf_load_byte(const uint8_t *p, size_t n) {
+    __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
+    __m512i upper = _mm512_sllv_epi32(weights, _mm512_set1_epi32((int)(24 - 8 * n)));
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(upper, 24));
 }
 #endif

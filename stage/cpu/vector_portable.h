@@ -8,7 +8,7 @@
 #include "base/dtype.h"
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 4, TILE_ROWS = 3, TILE_QUERIES = 1 };
+enum { LANES = 4, TILE_ROWS = 3, TILE_QUERIES = 1, I8_ROWS = 2, I8_BLOCKS = 1 };
 
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi_ __attribute__((vector_size(16)));
@@ -98,4 +98,39 @@ VECTOR_FN float vf_largest(vf v) {
     float a = v[0] > v[2] ? v[0] : v[2];
     float b = v[1] > v[3] ? v[1] : v[3];
     return a > b ? a : b;
+}
+
+enum { VI_DOT_OFFSET = 0 };
+
+typedef vi_ vi;
+typedef struct {
+    vi_ weights[4]; // one of each lane's four
+} vq;
+
+VECTOR_FN vi vi_set(int32_t n) {
+    return (vi){n, n, n, n};
+}
+VECTOR_FN vi vi_add(vi a, vi b) {
+    return a + b;
+}
+VECTOR_FN vf vi_to_f32(vi v) {
+    return __builtin_convertvector(v, vf);
+}
+VECTOR_FN vq vq_load(const uint8_t *p) {
+    vq weights;
+    for (int n = 0; n < 4; n++) {
+        weights.weights[n] = (vi_){p[n], p[4 + n], p[8 + n], p[12 + n]} - 128;
+    }
+    return weights;
+}
+VECTOR_FN vi vi_dot(vi sums, vq weights, int32_t four) {
+    int8_t values[4];
+    memcpy(values, &four, sizeof(values));
+    for (int n = 0; n < 4; n++) {
+        sums += weights.weights[n] * values[n];
+    }
+    return sums;
+}
+VECTOR_FN vf vf_load_byte(const uint8_t *p, size_t n) {
+    return __builtin_convertvector((vi_){p[n], p[4 + n], p[8 + n], p[12 + n]} - 128, vf);
 }

@@ -1,133 +1,9 @@
-// Matrix products, norms, activations and conversions of every variant that this processor has,
+// Norms, activations and conversions of every variant that this processor has,
 // against formulas in double; and that a row's bits depend on nothing but the row.
 #include <float.h>
 
 #include "stage/cpu/vector.h"
 #include "tests/unit/stage/backend_fixture.h"
-
-// -- matrix products ------------------------------------------------------------------------------
-
-// A sum of n products in f32 is within (n + 2) 2^-24 of the products' absolute sum; lanes make it
-// shorter, never longer.
-static void linear_compare(const struct tensor *weight, const struct tensor *bias, const float *x,
-                           uint32_t row_count, const float *out, uint32_t out_stride) {
-    uint32_t width = weight->column_count;
-    for (uint32_t r = 0; r < row_count; r++) {
-        for (uint32_t o = 0; o < weight->row_count; o++) {
-            double sum = 0, magnitude = 0;
-            for (uint32_t i = 0; i < width; i++) {
-                double product = (double)x[(size_t)r * width + i] *
-                                 value_at(weight->data, weight->dtype, (size_t)o * width + i);
-                sum += product;
-                magnitude += fabs(product);
-            }
-            if (bias->data != NULL) {
-                double value = value_at(bias->data, bias->dtype, o);
-                sum += value;
-                magnitude += fabs(value);
-            }
-            double bound = (width / 4.0 + 8) * 0x1p-24 * magnitude;
-            assert_true(fabs(out[(size_t)r * out_stride + o] - sum) <= bound);
-        }
-    }
-}
-
-static void linear_check(struct backend *backend, enum dtype dtype, uint32_t row_count,
-                         uint32_t inputs, uint32_t outputs) {
-    struct tensor weight = tensor_random(dtype, outputs, inputs);
-    struct tensor bias = {0};
-    if (random_count(0, 1) == 1) {
-        bias = tensor_random(fixture_dtypes[random_count(0, 2)], 1, outputs);
-    }
-    uint32_t stride = outputs + random_count(0, 3);
-    float *x = guarded_random((size_t)row_count * inputs);
-    size_t out_bytes = ((size_t)(row_count - 1) * stride + outputs) * sizeof(float);
-    float *out = guarded_alloc(out_bytes);
-    for (size_t i = 0; i < out_bytes / sizeof(float); i++) {
-        out[i] = 12345.0f;
-    }
-    backend_linear(backend, &weight, &bias, x, row_count, out, stride);
-    linear_compare(&weight, &bias, x, row_count, out, stride);
-    for (uint32_t r = 0; r + 1 < row_count; r++) {
-        for (uint32_t o = outputs; o < stride; o++) {
-            assert_true(out[(size_t)r * stride + o] == 12345.0f);
-        }
-    }
-    guarded_free(out, out_bytes);
-    guarded_free(x, (size_t)row_count * inputs * sizeof(float));
-    if (bias.data != NULL) tensor_free(&bias);
-    tensor_free(&weight);
-}
-
-static void linear_is_the_product_of_every_shape_and_dtype(void **state) {
-    (void)state;
-    for (VARIANTS(variant)) {
-        struct backend *backend = backend_make(*variant, 3);
-        for (uint32_t row_count = 1; row_count <= 17; row_count++) {
-            for (size_t d = 0; d < 3; d++) {
-                uint32_t inputs = random_count(1, 150), outputs = random_count(1, 70);
-                linear_check(backend, fixture_dtypes[d], row_count, inputs, outputs);
-            }
-        }
-        for (size_t d = 0; d < 3; d++) {
-            linear_check(backend, fixture_dtypes[d], 1, 1, 1);
-            linear_check(backend, fixture_dtypes[d], 40, 64, 48);
-            linear_check(backend, fixture_dtypes[d], 100, 37, 21);
-            // Beyond one pass over the inputs.
-            linear_check(backend, fixture_dtypes[d], 26, 6144 + 13, 5);
-        }
-        backend_close(backend);
-    }
-}
-
-// Any cut of the rows into calls, and any number of threads, gives the bytes of one row at a time.
-static void linear_cut(const char *variant, const struct tensor *weight, const struct tensor *bias,
-                       const float *x, uint32_t row_count, const float *expected) {
-    uint32_t inputs = weight->column_count, outputs = weight->row_count;
-    struct backend *backend = backend_make(variant, random_count(1, 5));
-    float *out = calloc((size_t)row_count * outputs, sizeof(float));
-    assert_non_null(out);
-    for (uint32_t row = 0; row < row_count;) {
-        uint32_t count = random_count(1, row_count - row);
-        backend_linear(backend, weight, bias, x + (size_t)row * inputs, count,
-                       out + (size_t)row * outputs, outputs);
-        row += count;
-    }
-    assert_memory_equal(out, expected, (size_t)row_count * outputs * sizeof(float));
-    free(out);
-    backend_close(backend);
-}
-
-static void linear_row_never_depends_on_other_rows_or_threads(void **state) {
-    (void)state;
-    for (VARIANTS(variant)) {
-        struct backend *one = backend_make(*variant, 1);
-        for (int round = 0; round < 8; round++) {
-            enum dtype dtype = fixture_dtypes[round % 3];
-            bool is_wide = round == 7;
-            uint32_t inputs = is_wide ? random_count(6150, 13000) : random_count(1, 700);
-            uint32_t outputs = is_wide ? random_count(1, 20) : random_count(1, 90);
-            uint32_t row_count = random_count(1, is_wide ? 60 : 230);
-            struct tensor weight = tensor_random(dtype, outputs, inputs);
-            struct tensor bias = tensor_random(DTYPE_F32, 1, outputs);
-            float *x = guarded_random((size_t)row_count * inputs);
-            float *expected = calloc((size_t)row_count * outputs, sizeof(float));
-            assert_non_null(expected);
-            for (uint32_t r = 0; r < row_count; r++) {
-                backend_linear(one, &weight, &bias, x + (size_t)r * inputs, 1,
-                               expected + (size_t)r * outputs, outputs);
-            }
-            for (int cut = 0; cut < 3; cut++) {
-                linear_cut(*variant, &weight, &bias, x, row_count, expected);
-            }
-            free(expected);
-            guarded_free(x, (size_t)row_count * inputs * sizeof(float));
-            tensor_free(&bias);
-            tensor_free(&weight);
-        }
-        backend_close(one);
-    }
-}
 
 // -- rows and elements ----------------------------------------------------------------------------
 
@@ -374,7 +250,12 @@ static void open_refuses_unknown_variants_and_names_the_known(void **state) {
 static void auto_is_the_best_variant_and_all_cores(void **state) {
     (void)state;
     struct backend *backend = backend_make("auto", 0);
-    assert_string_equal(backend_variant(backend), backend_cpu_variants()[0]);
+    // On some processors the first, which rounds to bf16 by instructions of its own, is slow.
+    const char *best = backend_cpu_variants()[0];
+    if (strcmp(backend_variant(backend), best) != 0) {
+        assert_string_equal(best, "avx512bf16");
+        assert_string_equal(backend_variant(backend), backend_cpu_variants()[1]);
+    }
     assert_true(backend_thread_count(backend) >= 1);
     backend_close(backend);
     backend_close(NULL);
@@ -397,8 +278,6 @@ static void alloc_is_zeroed_and_aligned(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(linear_is_the_product_of_every_shape_and_dtype),
-        cmocka_unit_test(linear_row_never_depends_on_other_rows_or_threads),
         cmocka_unit_test(embed_copies_rows_of_the_table),
         cmocka_unit_test(rms_norm_scales_each_row_alone),
         cmocka_unit_test(add_rounds_the_sum_to_the_activation_dtype),
