@@ -53,6 +53,18 @@ static enum status options_check(const struct model_options *options, struct err
     return STATUS_OK;
 }
 
+static enum dtype product_dtype_of(const struct model_options *options) {
+    switch (options->weight_format) {
+    case WEIGHT_FORMAT_INT8:
+        return DTYPE_I8;
+    case WEIGHT_FORMAT_INT8_WEIGHT_ONLY:
+        return DTYPE_F32;
+    case WEIGHT_FORMAT_CHECKPOINT:
+        break;
+    }
+    return options->activation_dtype;
+}
+
 static enum status out_of_memory(struct error *error, const char *what, size_t count,
                                  size_t width) {
     return error_set(error, STATUS_NO_MEMORY, "no memory for %s: %zu times %zu bytes", what, count,
@@ -150,7 +162,7 @@ enum status model_open(struct backend *backend, const struct model_config *confi
     model->config = config;
     model->weights = weights;
     model->options = *options;
-    model->product_dtype = options->activation_dtype;
+    model->product_dtype = product_dtype_of(options);
     model->shape = (struct attention_shape){.head_count = config->head_count,
                                             .kv_head_count = config->kv_head_count,
                                             .head_size = config->head_size};

@@ -10,6 +10,9 @@ struct model;
 struct model_options {
     enum dtype activation_dtype; // f32 or bf16: residual stream, rounded at each layer boundary
     enum dtype kv_dtype;         // f32, bf16 or f16
+    // Products of int8 weights (stage/quantize.h) round their inputs to int8, or not at all for
+    // WEIGHT_FORMAT_INT8_WEIGHT_ONLY; others round them to the activation dtype.
+    enum weight_format weight_format;
     uint32_t kv_block_count;
     uint32_t row_count_max;      // of a microbatch
     uint32_t sample_count_max;   // rows whose logits are wanted in a microbatch

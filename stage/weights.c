@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "base/memory.h"
@@ -185,4 +186,14 @@ void weights_close(struct weights *weights) {
     free(owner->mappings);
     free(owner->weights.layers);
     free(owner);
+}
+
+void weights_give_back(const struct tensor *tensor) {
+    uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    size_t size_bytes =
+        (size_t)tensor->row_count * tensor->column_count * dtype_size_bytes(tensor->dtype);
+    uintptr_t first = ((uintptr_t)tensor->data + page_bytes - 1) & ~(page_bytes - 1);
+    uintptr_t end = ((uintptr_t)tensor->data + size_bytes) & ~(page_bytes - 1);
+    // Only a hint: memory that is not given back costs nothing but itself.
+    if (end > first) (void)madvise((void *)first, end - first, MADV_DONTNEED);
 }

@@ -79,3 +79,6 @@ MUST_USE enum status weights_open(const struct weights_source *source,
                                   void *progress_ctx, struct weights **weights_out,
                                   struct error *error);
 void weights_close(struct weights *weights); // NULL allowed
+
+// The bytes of the tensor are not read again: gives the whole pages among them back.
+void weights_give_back(const struct tensor *tensor);
