@@ -309,9 +309,17 @@ static int print_json(const struct generation *generation, struct client *client
     return json_print_line(line);
 }
 
-static int print_end(const struct generation *generation) {
+// A model without a tokenizer answers token ids with token ids.
+static void print_token_ids(const struct generation *generation) {
+    for (size_t i = 0; i < generation->token_id_count; i++)
+        printf("%s%" PRIu32, i == 0 ? "" : " ", generation->token_ids[i]);
+    putchar('\n');
+}
+
+static int print_end(const struct generation *generation, bool has_text_prompt) {
     const struct buffer *text = &generation->text;
     if (text->size_bytes != 0 && text->data[text->size_bytes - 1] != '\n') putchar('\n');
+    if (text->size_bytes == 0 && !has_text_prompt) print_token_ids(generation);
     int exit_status = client_finish_output();
     fprintf(stderr,
             "%u tokens, %.1f tokens/s, first token after %.1f ms, ended by %s, seed %" PRIu64 "\n",
@@ -321,7 +329,8 @@ static int print_end(const struct generation *generation) {
 }
 
 // The exit status of a call that is over.
-static int print_result(const struct generation *generation, struct client *client, bool as_json) {
+static int print_result(const struct generation *generation, struct client *client,
+                        const struct arguments *arguments) {
     if (generation->is_output_lost) {
         if (generation->output_errno == EPIPE) return EXIT_SUCCESS;
         client_report("cannot write to standard output: %s", strerror(generation->output_errno));
@@ -345,7 +354,8 @@ static int print_result(const struct generation *generation, struct client *clie
         client_report_code(client, generation->code, generation->sentence);
         return EXIT_FAILURE;
     }
-    return as_json ? print_json(generation, client) : print_end(generation);
+    if (arguments->as_json) return print_json(generation, client);
+    return print_end(generation, arguments->token_ids == NULL);
 }
 
 static int run_request(const struct arguments *arguments, const struct request *request) {
@@ -361,7 +371,7 @@ static int run_request(const struct arguments *arguments, const struct request *
     struct generation generation;
     if (!generation_init(&generation, !arguments->as_json)) goto close_client;
     if (generation_run(&generation, &client, &interrupts, &request->message))
-        exit_status = print_result(&generation, &client, arguments->as_json);
+        exit_status = print_result(&generation, &client, arguments);
     generation_fini(&generation);
 close_client:
     client_close(&client);

@@ -17,7 +17,8 @@ static int print_table(const ProtobufCMessage *response) {
     printf("end-of-text ids   ");
     for (size_t i = 0; i < model->n_eos_token_ids; i++)
         printf(" %u", model->eos_token_ids[i]);
-    printf("\nweights            %s\n", model->weight_dtype);
+    printf("\nweights            %s, from %s, kept as %s\n", model->weight_dtype,
+           model->load_format, model->weight_format);
     printf("activations        %s\n", model->activation_dtype);
     printf("KV memory          %s\n", model->kv_dtype);
     return client_finish_output();

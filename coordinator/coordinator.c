@@ -24,7 +24,7 @@ struct coordinator {
     struct model_config model;
     char model_path[PATH_MAX];
     char model_name[256];
-    struct tokenizer *tokenizer;
+    struct tokenizer *tokenizer; // NULL: dummy weights and no tokenizer.json
     struct plan plan;
     uint32_t position_count_max; // of one sequence
     uint32_t kv_block_count;
@@ -49,20 +49,30 @@ static uint64_t draw_random(void *ctx) {
 
 // -- the model ------------------------------------------------------------------------------------
 
+static enum status open_tokenizer(struct coordinator *c, struct error *error) {
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof(path), "%s/tokenizer.json", c->model_path);
+    enum status status = tokenizer_open(path, &c->tokenizer, error);
+    if (status == STATUS_NOT_FOUND && c->settings->load_format == LOAD_FORMAT_DUMMY) {
+        log_info("%s does not exist: requests must have token ids in place of text", path);
+        return STATUS_OK;
+    }
+    if (status != STATUS_OK) return status;
+    if (tokenizer_vocabulary_size(c->tokenizer) > c->model.vocabulary_size)
+        return error_set(error, STATUS_INVALID,
+                         "%s: %" PRIu32 " tokens, but vocab_size of config.json is %" PRIu32, path,
+                         tokenizer_vocabulary_size(c->tokenizer), c->model.vocabulary_size);
+    return STATUS_OK;
+}
+
 static enum status read_model(struct coordinator *c, struct error *error) {
     const struct settings *s = c->settings;
     if (realpath(s->model_path, c->model_path) == NULL)
         return error_set(error, STATUS_NOT_FOUND, "--model %s: %s", s->model_path, strerror(errno));
     enum status status = model_config_read(c->model_path, &c->model, error);
     if (status != STATUS_OK) return status;
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof(path), "%s/tokenizer.json", c->model_path);
-    status = tokenizer_open(path, &c->tokenizer, error);
+    status = open_tokenizer(c, error);
     if (status != STATUS_OK) return status;
-    if (tokenizer_vocabulary_size(c->tokenizer) > c->model.vocabulary_size)
-        return error_set(error, STATUS_INVALID,
-                         "%s: %" PRIu32 " tokens, but vocab_size of config.json is %" PRIu32, path,
-                         tokenizer_vocabulary_size(c->tokenizer), c->model.vocabulary_size);
     const char *slash = strrchr(c->model_path, '/');
     snprintf(c->model_name, sizeof(c->model_name), "%s",
              s->model_name != NULL ? s->model_name : slash + 1);
@@ -96,6 +106,8 @@ static void describe_model(struct coordinator *c) {
     m->weight_dtype = (char *)dtype_name(c->model.dtype);
     m->activation_dtype = (char *)dtype_name(c->settings->activation_dtype);
     m->kv_dtype = (char *)dtype_name(c->settings->kv_dtype);
+    m->load_format = (char *)load_format_name(c->settings->load_format);
+    m->weight_format = (char *)weight_format_name(c->settings->weight_format);
 }
 
 // -- threads --------------------------------------------------------------------------------------
@@ -152,6 +164,8 @@ static Stagecoach__V1__Assignment common_assignment(const struct coordinator *c,
     a.sequence_count_max = limits->sequence_count_max;
     a.credit_count = credit_count;
     a.position_count_max = limits->position_count_max;
+    a.load_format = c->settings->load_format;
+    a.weight_format = c->settings->weight_format;
     return a;
 }
 

@@ -107,7 +107,8 @@ enum status detokenizer_push(struct detokenizer *detokenizer, uint32_t id,
     const char *data;
     size_t size_bytes;
     bool is_special;
-    if (!tokenizer_token_bytes(detokenizer->tokenizer, id, &data, &size_bytes, &is_special))
+    if (detokenizer->tokenizer == NULL ||
+        !tokenizer_token_bytes(detokenizer->tokenizer, id, &data, &size_bytes, &is_special))
         return STATUS_OK;
     if (is_special && detokenizer->skip_special) return STATUS_OK;
     struct detokenizer before = *detokenizer;

@@ -10,7 +10,7 @@
 #include "coordinator/tokenizer.h"
 
 struct detokenizer {
-    const struct tokenizer *tokenizer; // borrowed while the detokenizer is used
+    const struct tokenizer *tokenizer; // borrowed while the detokenizer is used; NULL: no text
     bool skip_special;
     // The start of a character whose other bytes have not come yet.
     uint8_t tail_size_bytes;

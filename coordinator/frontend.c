@@ -11,6 +11,15 @@ static void end_with(struct rpc_call *call, enum status status, const struct err
     rpc_call_end(call, rpc_code_of(status), error->text);
 }
 
+// False: the call was ended.
+static bool has_tokenizer(const struct frontend *frontend, struct rpc_call *call,
+                          const char *field) {
+    struct error error;
+    enum status status = request_needs_tokenizer(&frontend->rules, field, &error);
+    if (status != STATUS_OK) end_with(call, status, &error);
+    return status == STATUS_OK;
+}
+
 // For methods that keep nothing between begin and closed but what the service has.
 static void *begin_plain(struct rpc_call *call, void *service_ctx) {
     (void)call;
@@ -85,6 +94,7 @@ static void generate_closed(struct rpc_call *call, void *ctx, enum rpc_code code
 static void tokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
     const struct frontend *frontend = ctx;
     const Stagecoach__V1__TokenizeRequest *m = (const Stagecoach__V1__TokenizeRequest *)message;
+    if (!has_tokenizer(frontend, call, "text")) return;
     struct error error;
     size_t size_bytes = strlen(m->text);
     if (size_bytes > REQUEST_TEXT_BYTES_MAX) {
@@ -116,6 +126,7 @@ static void tokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMe
 static void detokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
     const struct frontend *frontend = ctx;
     const Stagecoach__V1__DetokenizeRequest *m = (const Stagecoach__V1__DetokenizeRequest *)message;
+    if (!has_tokenizer(frontend, call, "token_ids")) return;
     struct error error;
     if (m->n_token_ids > REQUEST_DETOKENIZE_COUNT_MAX) {
         end_with(call,

@@ -35,6 +35,14 @@ static enum status check_token_id(const struct request_rules *rules, const char 
                      field, index, token_id, rules->model->vocabulary_size - 1);
 }
 
+enum status request_needs_tokenizer(const struct request_rules *rules, const char *field,
+                                    struct error *error) {
+    if (rules->tokenizer != NULL) return STATUS_OK;
+    return error_set(error, STATUS_INVALID,
+                     "%s: this model has no tokenizer.json: send token_ids, and read token_ids",
+                     field);
+}
+
 // -- sampling -------------------------------------------------------------------------------------
 
 static enum status check_sampling(const Stagecoach__V1__Sampling *s, struct error *error) {
@@ -112,10 +120,13 @@ static void free_stop(struct stop_conditions *stop) {
     free(stop->token_ids);
 }
 
-static enum status read_stop_strings(const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
+static enum status read_stop_strings(const struct request_rules *rules,
+                                     const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
                                      struct error *error) {
     enum status status =
         check_count("number of stop.strings", m->n_strings, REQUEST_STOP_STRING_COUNT_MAX, error);
+    if (status == STATUS_OK && m->n_strings > 0)
+        status = request_needs_tokenizer(rules, "stop.strings", error);
     if (status != STATUS_OK) return status;
     stop->strings = memory_array(m->n_strings, sizeof(*stop->strings));
     if (stop->strings == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
@@ -186,7 +197,7 @@ static enum status read_stop(const struct request_rules *rules, const generate_m
     stop->eos_count = rules->model->eos_count;
     enum status status =
         read_max_tokens(rules, s->max_tokens, prompt_count, &stop->max_token_count, error);
-    if (status == STATUS_OK) status = read_stop_strings(s, stop, error);
+    if (status == STATUS_OK) status = read_stop_strings(rules, s, stop, error);
     if (status == STATUS_OK) status = read_stop_token_ids(rules, s, stop, error);
     return status;
 }
@@ -195,6 +206,8 @@ static enum status read_stop(const struct request_rules *rules, const generate_m
 
 static enum status tokenize_prompt(const struct request_rules *rules, const char *text,
                                    struct sequence *sequence, struct error *error) {
+    enum status status = request_needs_tokenizer(rules, "text", error);
+    if (status != STATUS_OK) return status;
     size_t size_bytes = strlen(text);
     if (size_bytes > REQUEST_TEXT_BYTES_MAX)
         return error_set(error, STATUS_INVALID, "text has %zu bytes, the limit is %d", size_bytes,
@@ -204,9 +217,9 @@ static enum status tokenize_prompt(const struct request_rules *rules, const char
     uint32_t *ids = memory_array(capacity_count, sizeof(*ids));
     if (ids == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
     size_t count = 0;
-    enum status status = tokenizer_encode(rules->tokenizer, text, size_bytes,
-                                          TOKENIZER_ADD_SPECIAL | TOKENIZER_PARSE_SPECIAL, ids,
-                                          capacity_count, &count, error);
+    status = tokenizer_encode(rules->tokenizer, text, size_bytes,
+                              TOKENIZER_ADD_SPECIAL | TOKENIZER_PARSE_SPECIAL, ids, capacity_count,
+                              &count, error);
     if (status != STATUS_OK) {
         error_prefix(error, "text");
         goto free_ids;

@@ -24,13 +24,17 @@ TAILQ_HEAD(request_list, request);
 // What requests are held against.
 struct request_rules {
     const struct model_config *model;
-    const struct tokenizer *tokenizer;
-    uint32_t position_count_max; // prompt and completion, also bounded by the KV memory
-    uint32_t kv_position_count;  // positions that the KV memory has in all
+    const struct tokenizer *tokenizer; // NULL: token ids alone
+    uint32_t position_count_max;       // prompt and completion, also bounded by the KV memory
+    uint32_t kv_position_count;        // positions that the KV memory has in all
     // For seeds and names that the client leaves to us: 64 random bits. Any thread.
     uint64_t (*draw)(void *ctx);
     void *draw_ctx;
 };
+
+// STATUS_INVALID when there is no tokenizer, with a sentence that begins with the field's name.
+MUST_USE enum status request_needs_tokenizer(const struct request_rules *rules, const char *field,
+                                             struct error *error);
 
 // Validates every field of the message, tokenizes the prompt, and makes the request; takes a
 // reference to `call`. STATUS_INVALID and STATUS_EXHAUSTED name the field, the value and the limit.

@@ -4,24 +4,36 @@
 
 #include "base/limits.h"
 
-static bool check_dtype(const char *option, const char *text, bool allows_f16,
-                        enum dtype *dtype_out) {
-    enum dtype dtype;
-    if (dtype_parse(text, &dtype) && (allows_f16 || dtype != DTYPE_F16)) {
-        *dtype_out = dtype;
-        return true;
-    }
-    fprintf(stderr, "stagecoach-coordinator: --%s is '%s', it must be %s\n", option, text,
-            allows_f16 ? "f32, bf16 or f16" : "f32 or bf16");
+// Options whose value is one of a few words.
+struct words {
+    const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level;
+};
+
+static bool refuse(const char *option, const char *text, const char *choices) {
+    fprintf(stderr, "stagecoach-coordinator: --%s is '%s', it must be %s\n", option, text, choices);
     return false;
 }
 
-static bool check_log_level(const char *text, enum log_level *level_out) {
-    if (log_level_parse(text, level_out)) return true;
-    fprintf(stderr,
-            "stagecoach-coordinator: --log-level is '%s', it must be error, warn, info or debug\n",
-            text);
-    return false;
+static bool check_dtype(const char *option, const char *text, bool allows_f16,
+                        enum dtype *dtype_out) {
+    enum dtype dtype;
+    if (!dtype_parse(text, &dtype) || (dtype == DTYPE_F16 && !allows_f16))
+        return refuse(option, text, allows_f16 ? "f32, bf16 or f16" : "f32 or bf16");
+    *dtype_out = dtype;
+    return true;
+}
+
+static bool read_words(const struct words *words, struct settings *s) {
+    if (!check_dtype("activation-dtype", words->activation_dtype, false, &s->activation_dtype) ||
+        !check_dtype("kv-dtype", words->kv_dtype, true, &s->kv_dtype))
+        return false;
+    if (!load_format_parse(words->load_format, &s->load_format))
+        return refuse("load-format", words->load_format, "safetensors or dummy");
+    if (!weight_format_parse(words->weights, &s->weight_format))
+        return refuse("weights", words->weights, "checkpoint, int8 or int8-weight-only");
+    if (!log_level_parse(words->log_level, &s->log_level))
+        return refuse("log-level", words->log_level, "error, warn, info or debug");
+    return true;
 }
 
 enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
@@ -36,7 +48,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .absent_seconds = 60,
         .drain_seconds = 30,
     };
-    const char *activation_dtype = "f32", *kv_dtype = "bf16", *log_level = "info";
+    struct words words = {"f32", "bf16", "safetensors", "checkpoint", "info"};
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
         {"model-name", OPTION_TEXT, &s.model_name, "NAME",
@@ -51,10 +63,16 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          PIPELINE_STAGE_COUNT_MAX},
         {"layers", OPTION_TEXT, &s.layers, "A,B,...",
          "layers of each stage, in place of --stages and an even split", 0, 0},
-        {"activation-dtype", OPTION_TEXT, &activation_dtype, "TYPE",
+        {"activation-dtype", OPTION_TEXT, &words.activation_dtype, "TYPE",
          "residual stream and wire: f32 or bf16 (default f32)", 0, 0},
-        {"kv-dtype", OPTION_TEXT, &kv_dtype, "TYPE", "KV memory: f32, bf16 or f16 (default bf16)",
-         0, 0},
+        {"kv-dtype", OPTION_TEXT, &words.kv_dtype, "TYPE",
+         "KV memory: f32, bf16 or f16 (default bf16)", 0, 0},
+        {"load-format", OPTION_TEXT, &words.load_format, "FORMAT",
+         "where weights come from: safetensors, or dummy for random ones (default safetensors)", 0,
+         0},
+        {"weights", OPTION_TEXT, &words.weights, "FORMAT",
+         "how stages keep matrices: checkpoint, int8 or int8-weight-only (default checkpoint)", 0,
+         0},
         {"kv-tokens", OPTION_COUNT, &s.kv_token_count, "N",
          "positions that the KV memory holds in all (default 16384)", KV_BLOCK_POSITION_COUNT,
          1 << 30},
@@ -71,8 +89,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "how long requests wait for missing stages (default 60)", 0, 86400},
         {"drain-seconds", OPTION_NUMBER, &s.drain_seconds, "S",
          "after SIGTERM, how long running requests may go on (default 30)", 0, 86400},
-        {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
-         0, 0},
+        {"log-level", OPTION_TEXT, &words.log_level, "LEVEL",
+         "error, warn, info or debug (default info)", 0, 0},
     };
     const struct options options = {
         .program = "stagecoach-coordinator",
@@ -89,10 +107,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         fprintf(stderr, "stagecoach-coordinator: --model is required, see --help\n");
         return OPTIONS_EXIT_USAGE;
     }
-    if (!check_dtype("activation-dtype", activation_dtype, false, &s.activation_dtype) ||
-        !check_dtype("kv-dtype", kv_dtype, true, &s.kv_dtype) ||
-        !check_log_level(log_level, &s.log_level))
-        return OPTIONS_EXIT_USAGE;
+    if (!read_words(&words, &s)) return OPTIONS_EXIT_USAGE;
     *settings_out = s;
     return OPTIONS_RUN;
 }

@@ -6,6 +6,7 @@
 #include "base/dtype.h"
 #include "base/log.h"
 #include "base/options.h"
+#include "proto/weight_format.h"
 
 struct settings {
     const char *model_path;
@@ -24,6 +25,8 @@ struct settings {
     double drain_seconds;
     enum dtype activation_dtype;
     enum dtype kv_dtype;
+    enum load_format load_format;
+    enum weight_format weight_format;
     enum log_level log_level;
 };
 

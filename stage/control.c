@@ -13,7 +13,7 @@
 #include "stagecoach/v1/control.pb-c.h"
 #include "transport/rpc.h"
 
-enum { PROTOCOL_VERSION = 1, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
+enum { PROTOCOL_VERSION = 2, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
 
 // What the main thread is told: the worker's reports, and what happens on the stream.
 enum control_event {
@@ -192,7 +192,7 @@ static void on_assignment(struct control *control, const Stagecoach__V1__Assignm
     a->layer_count = m->layer_count;
     memcpy(a->model_path, path, strlen(path) + 1);
     memcpy(&a->model_digest, m->model_digest.data, sizeof(a->model_digest));
-    // Values that are no dtype are refused by the engine, which names the field.
+    // Values that are no dtype or format are refused by the engine, which names the field.
     a->activation_dtype = (enum dtype)m->activation_dtype;
     a->kv_dtype = (enum dtype)m->kv_dtype;
     a->kv_block_count = m->kv_block_count;
@@ -201,6 +201,8 @@ static void on_assignment(struct control *control, const Stagecoach__V1__Assignm
     a->sequence_count_max = m->sequence_count_max;
     a->credit_count = m->credit_count;
     a->position_count_max = m->position_count_max;
+    a->load_format = (enum load_format)m->load_format;
+    a->weight_format = (enum weight_format)m->weight_format;
     worker_order(control->worker, WORKER_LOAD, a);
 }
 

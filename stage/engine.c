@@ -101,13 +101,17 @@ static enum status check_assignment(const struct assignment *a, const struct mod
         {"sequence_count_max", a->sequence_count_max, 1, MICROBATCH_SEQUENCE_COUNT_MAX},
         {"credit_count", a->credit_count, 1, LINK_CREDIT_COUNT_MAX},
         {"position_count_max", a->position_count_max, 1, config->position_count_max},
+        {"load_format", a->load_format, 0, LOAD_FORMAT_COUNT - 1},
+        {"weight_format", a->weight_format, 0, WEIGHT_FORMAT_COUNT - 1},
     };
     for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
         enum status status = check_field(fields[i].field, fields[i].value, fields[i].minimum,
                                          fields[i].maximum, error);
         if (status != STATUS_OK) return status;
     }
-    return STATUS_OK;
+    if (a->weight_format == WEIGHT_FORMAT_CHECKPOINT) return STATUS_OK;
+    return error_set(error, STATUS_UNSUPPORTED, "assignment: weight_format %s is not supported yet",
+                     weight_format_name(a->weight_format));
 }
 
 static void set_limits(struct engine *engine, const struct assignment *a) {
@@ -134,7 +138,8 @@ static bool is_loaded(const struct engine *engine, const struct assignment *a) {
            a->layer_count == b->layer_count && a->activation_dtype == b->activation_dtype &&
            a->kv_dtype == b->kv_dtype && a->kv_block_count == b->kv_block_count &&
            a->row_count_max == b->row_count_max && a->sequence_count_max == b->sequence_count_max &&
-           a->position_count_max == b->position_count_max;
+           a->position_count_max == b->position_count_max && a->load_format == b->load_format &&
+           a->weight_format == b->weight_format;
 }
 
 static enum status open_samplers(struct engine *engine) {
@@ -206,7 +211,7 @@ enum status engine_load(struct engine *engine, const struct assignment *assignme
         .is_first = is_first(assignment),
         .is_last = is_last(assignment),
     };
-    const struct weights_source source = {assignment->model_path, LOAD_FORMAT_SAFETENSORS};
+    const struct weights_source source = {assignment->model_path, assignment->load_format};
     status = weights_open(&source, &engine->config, &range, progress, progress_ctx,
                           &engine->weights, error);
     if (status != STATUS_OK) return status;

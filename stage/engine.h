@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "proto/frame.h"
+#include "proto/weight_format.h"
 #include "stage/backend.h"
 
 struct engine;
@@ -20,6 +21,8 @@ struct assignment {
     uint32_t row_count_max, sequence_count_max;
     uint32_t credit_count;
     uint32_t position_count_max;
+    enum load_format load_format;
+    enum weight_format weight_format;
 };
 
 struct engine_sizes {
@@ -32,7 +35,8 @@ MUST_USE enum status engine_open(struct backend *backend, struct clock clock,
 void engine_close(struct engine *engine); // NULL allowed
 
 // Checks the assignment and loads its layers, or keeps them when they are loaded already. On
-// failure nothing is loaded. The sentence names the file, tensor or field.
+// failure nothing is loaded. The sentence names the file, tensor or field. STATUS_UNSUPPORTED: also
+// a weight_format that this build does not compute.
 MUST_USE enum status engine_load(struct engine *engine, const struct assignment *assignment,
                                  weights_progress_fn *progress, void *progress_ctx,
                                  struct engine_sizes *sizes_out, struct error *error);

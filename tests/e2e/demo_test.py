@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -12,7 +13,7 @@ import unittest
 import grpc
 
 from checkpoint import copy_model, truncate, weight_files
-from harness import (BIN, PROMPT, SOURCE, Completion, Process, compute_cores, demo, inference_pb2,
+from harness import (BIN, MODEL, PROMPT, SOURCE, Completion, Process, compute_cores, demo, inference_pb2,
                      inference_pb2_grpc, run, wait_until)
 
 DEMO = SOURCE / "deploy" / "demo"
@@ -60,6 +61,17 @@ class DemoTest(unittest.TestCase):
                                   "The") for n in (1, 3))
         self.assertEqual(first["token_ids"], second["token_ids"])
         self.assertLessEqual(len(first["token_ids"]), 20)
+
+    def test_config_alone_is_enough_for_dummy_weights(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(MODEL / "config.json", folder)
+            options = ("--load-format", "dummy", "--model", folder, "--max-tokens", "12")
+            first, second = (demo("--stages", n, *options) for n in (1, 2))
+            other = demo("--token-ids", "4,5", *options)
+        self.assertEqual((first["prompt_tokens"], other["prompt_tokens"]), (3, 2))
+        self.assertGreater(len(first["token_ids"]), 0)
+        self.assertEqual(first["token_ids"], second["token_ids"])
+        self.assertEqual(first["text"], "")
 
     def test_keep_serves_until_interrupted(self):
         popen = subprocess.Popen([DEMO, "--keep", "--json"], stdout=subprocess.PIPE,
@@ -156,7 +168,7 @@ class DemoTest(unittest.TestCase):
     def test_wrong_options_end_with_status_2(self):
         for arguments in [("--stages", "0"), ("--stages", "x"), ("--stages",), ("--what",),
                           ("--threads", "0"), ("--threads", "many"), ("--max-tokens", "-1"),
-                          ("--model", "/nowhere")]:
+                          ("--load-format", "x"), ("--weights", "x"), ("--model", "/nowhere")]:
             result = run(DEMO, *arguments)
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn(arguments[0], result.stderr)

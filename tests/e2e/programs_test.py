@@ -44,6 +44,8 @@ class CommandLineTest(unittest.TestCase):
             (COORDINATOR, ["--model", MODEL, "--kv-dtype", "f64"], "--kv-dtype"),
             (COORDINATOR, ["--model", MODEL, "--activation-dtype", "f16"], "--activation-dtype"),
             (COORDINATOR, ["--model", MODEL, "--log-level", "loud"], "--log-level"),
+            (COORDINATOR, ["--model", MODEL, "--load-format", "random"], "--load-format"),
+            (COORDINATOR, ["--model", MODEL, "--weights", "int4"], "--weights"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--what"], "what"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--threads", "x"], "--threads"),
             (STAGE, ["--coordinator", "127.0.0.1:1", "--log-level", "loud"], "--log-level"),

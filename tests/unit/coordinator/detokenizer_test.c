@@ -119,6 +119,19 @@ static void check_bytes(const struct tokenizer *tokenizer, const char *bytes, co
     buffer_fini(&out);
 }
 
+static void detokenizer_without_a_tokenizer_gives_no_text(void **state) {
+    (void)state;
+    struct buffer out;
+    struct detokenizer detokenizer;
+    buffer_init(&out, TEXT_BYTES_MAX);
+    detokenizer_init(&detokenizer, NULL, false);
+    for (uint32_t id = 0; id < 1000; id += 99)
+        assert_int_equal(detokenizer_push(&detokenizer, id, &out), STATUS_OK);
+    assert_int_equal(detokenizer_flush(&detokenizer, &out), STATUS_OK);
+    assert_int_equal(out.size_bytes, 0);
+    buffer_fini(&out);
+}
+
 #define BAD "\xef\xbf\xbd"
 
 static void detokenizer_holds_back_an_incomplete_character(void **state) {
@@ -197,6 +210,7 @@ int main(void) {
         cmocka_unit_test(detokenizer_replaces_each_maximal_part),
         cmocka_unit_test(detokenizer_skips_special_tokens_inside_a_character),
         cmocka_unit_test(detokenizer_gives_nothing_for_ids_without_a_token),
+        cmocka_unit_test(detokenizer_without_a_tokenizer_gives_no_text),
         cmocka_unit_test(detokenizer_keeps_its_state_when_the_buffer_is_full),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);

@@ -20,6 +20,7 @@ struct fixture {
     struct model_config config;
     struct engine *engines[STAGE_COUNT_MAX];
     uint32_t stage_count;
+    enum load_format load_format;
     struct frame *frames[STAGE_COUNT_MAX + 1];
     uint64_t step;
 };
@@ -40,14 +41,17 @@ static struct assignment assignment_of(const struct fixture *f, uint32_t index, 
         .sequence_count_max = SEQUENCE_COUNT,
         .credit_count = 2,
         .position_count_max = 128,
+        .load_format = f->load_format,
     };
     snprintf(a.model_path, sizeof(a.model_path), "%s", MODEL);
     return a;
 }
 
-static void open_fixture(struct fixture *f, uint32_t stage_count) {
+static void open_fixture_with(struct fixture *f, uint32_t stage_count,
+                              enum load_format load_format) {
     memset(f, 0, sizeof(*f));
     f->stage_count = stage_count;
+    f->load_format = load_format;
     struct error error = {{0}};
     struct backend_config backend = {.thread_count = 1, .variant = "auto"};
     assert_int_equal(backend_cpu_open(&backend, &f->backend, &error), STATUS_OK);
@@ -62,6 +66,10 @@ static void open_fixture(struct fixture *f, uint32_t stage_count) {
     }
     for (uint32_t i = 0; i <= stage_count; i++)
         assert_int_equal(frame_open(engine_frame_bytes(f->engines[0]), &f->frames[i]), STATUS_OK);
+}
+
+static void open_fixture(struct fixture *f, uint32_t stage_count) {
+    open_fixture_with(f, stage_count, LOAD_FORMAT_SAFETENSORS);
 }
 
 static void close_fixture(struct fixture *f) {
@@ -163,12 +171,11 @@ static void keep(const struct frame_view *result, uint32_t index, struct drawn *
     out->sample.top_first = 0;
 }
 
-static void engine_draws_the_same_for_sequences_alone_and_together_over_any_stages(void **state) {
-    (void)state;
+static void check_draws(enum load_format load_format) {
     struct drawn expected[SEQUENCE_COUNT];
     for (uint32_t stage_count = 1; stage_count <= STAGE_COUNT_MAX; stage_count *= 2) {
         struct fixture f;
-        open_fixture(&f, stage_count);
+        open_fixture_with(&f, stage_count, load_format);
         for (uint32_t i = 0; i < SEQUENCE_COUNT; i++) {
             struct frame_view result = run(&f, 1u << i);
             assert_int_equal(result.header->sample_count, 1);
@@ -188,6 +195,16 @@ static void engine_draws_the_same_for_sequences_alone_and_together_over_any_stag
         }
         close_fixture(&f);
     }
+}
+
+static void engine_draws_the_same_for_sequences_alone_and_together_over_any_stages(void **state) {
+    (void)state;
+    check_draws(LOAD_FORMAT_SAFETENSORS);
+}
+
+static void engine_draws_the_same_over_any_stages_with_dummy_weights(void **state) {
+    (void)state;
+    check_draws(LOAD_FORMAT_DUMMY);
 }
 
 static void engine_drops_frames_of_another_epoch_and_refuses_wrong_ones(void **state) {
@@ -231,11 +248,30 @@ static void engine_keeps_layers_that_are_loaded_for_the_next_epoch(void **state)
     close_fixture(&f);
 }
 
+static void engine_loads_again_when_weights_come_from_elsewhere(void **state) {
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 1);
+    struct frame_view result = run(&f, 1);
+    struct drawn from_files, made_up;
+    keep(&result, 0, &from_files);
+    struct assignment a = assignment_of(&f, 0, 1);
+    a.load_format = LOAD_FORMAT_DUMMY;
+    struct engine_sizes sizes;
+    assert_int_equal(engine_load(f.engines[0], &a, NULL, NULL, &sizes, NULL), STATUS_OK);
+    result = run(&f, 1);
+    keep(&result, 0, &made_up);
+    assert_memory_not_equal(&from_files, &made_up, sizeof(made_up));
+    a.weight_format = WEIGHT_FORMAT_INT8;
+    assert_int_not_equal(engine_load(f.engines[0], &a, give_up, NULL, &sizes, NULL), STATUS_OK);
+    close_fixture(&f);
+}
+
 static void engine_refuses_an_assignment_by_the_name_of_its_field(void **state) {
     (void)state;
     struct fixture f;
     open_fixture(&f, 1);
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 14; i++) {
         struct assignment a = assignment_of(&f, 0, 1);
         const char *field = NULL;
         switch (i) {
@@ -275,6 +311,12 @@ static void engine_refuses_an_assignment_by_the_name_of_its_field(void **state) 
         case 11:
             a.model_digest++, field = "config.json";
             break;
+        case 12:
+            a.load_format = (enum load_format)LOAD_FORMAT_COUNT, field = "load_format";
+            break;
+        case 13:
+            a.weight_format = (enum weight_format)WEIGHT_FORMAT_COUNT, field = "weight_format";
+            break;
         }
         struct engine_sizes sizes;
         struct error error = {{0}};
@@ -288,6 +330,8 @@ static void engine_refuses_an_assignment_by_the_name_of_its_field(void **state) 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(engine_draws_the_same_for_sequences_alone_and_together_over_any_stages),
+        cmocka_unit_test(engine_draws_the_same_over_any_stages_with_dummy_weights),
+        cmocka_unit_test(engine_loads_again_when_weights_come_from_elsewhere),
         cmocka_unit_test(engine_drops_frames_of_another_epoch_and_refuses_wrong_ones),
         cmocka_unit_test(engine_keeps_layers_that_are_loaded_for_the_next_epoch),
         cmocka_unit_test(engine_refuses_an_assignment_by_the_name_of_its_field),
