@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "stage/model.h"
+#include "stage/quantize.h"
 #include "stage/sampler.h"
 
 // Rows whose logits are computed together: bounds the memory for logits of large vocabularies.
@@ -17,7 +18,8 @@ struct engine {
     struct backend *backend;
     struct clock clock;
     struct model_config config;
-    struct weights *weights; // NULL: nothing is loaded
+    struct weights *weights;     // NULL: nothing is loaded
+    struct quantized *quantized; // what weights point to; NULL: they are the checkpoint's
     struct model *model;
     // Last stage only: one for each thread of the backend.
     struct sampler **samplers;
@@ -44,6 +46,7 @@ static void unload(struct engine *engine) {
         sampler_close(engine->samplers[i]);
     free(engine->samplers);
     model_close(engine->model);
+    quantized_close(engine->quantized);
     weights_close(engine->weights);
     free(engine->sequences);
     free(engine->sampled);
@@ -51,6 +54,7 @@ static void unload(struct engine *engine) {
     engine->samplers = NULL;
     engine->sampler_count = 0;
     engine->model = NULL;
+    engine->quantized = NULL;
     engine->weights = NULL;
     engine->sequences = NULL;
     engine->sampled = NULL;
@@ -109,9 +113,7 @@ static enum status check_assignment(const struct assignment *a, const struct mod
                                          fields[i].maximum, error);
         if (status != STATUS_OK) return status;
     }
-    if (a->weight_format == WEIGHT_FORMAT_CHECKPOINT) return STATUS_OK;
-    return error_set(error, STATUS_UNSUPPORTED, "assignment: weight_format %s is not supported yet",
-                     weight_format_name(a->weight_format));
+    return STATUS_OK;
 }
 
 static void set_limits(struct engine *engine, const struct assignment *a) {
@@ -164,6 +166,7 @@ static enum status open_model(struct engine *engine, const struct assignment *a,
         .row_count_max = a->row_count_max,
         .sample_count_max = LOGIT_ROW_COUNT,
         .position_count_max = a->position_count_max,
+        .weight_format = a->weight_format,
     };
     enum status status = model_open(engine->backend, &engine->config, engine->weights, &options,
                                     &engine->model, error);
@@ -214,8 +217,10 @@ enum status engine_load(struct engine *engine, const struct assignment *assignme
     const struct weights_source source = {assignment->model_path, assignment->load_format};
     status = weights_open(&source, &engine->config, &range, progress, progress_ctx,
                           &engine->weights, error);
-    if (status != STATUS_OK) return status;
-    status = open_model(engine, assignment, error);
+    if (status == STATUS_OK && assignment->weight_format != WEIGHT_FORMAT_CHECKPOINT)
+        status = quantized_open(engine->backend, engine->weights, progress, progress_ctx,
+                                &engine->quantized, error);
+    if (status == STATUS_OK) status = open_model(engine, assignment, error);
     if (status != STATUS_OK) {
         unload(engine);
         return status;

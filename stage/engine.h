@@ -35,8 +35,7 @@ MUST_USE enum status engine_open(struct backend *backend, struct clock clock,
 void engine_close(struct engine *engine); // NULL allowed
 
 // Checks the assignment and loads its layers, or keeps them when they are loaded already. On
-// failure nothing is loaded. The sentence names the file, tensor or field. STATUS_UNSUPPORTED: also
-// a weight_format that this build does not compute.
+// failure nothing is loaded. The sentence names the file, tensor or field.
 MUST_USE enum status engine_load(struct engine *engine, const struct assignment *assignment,
                                  weights_progress_fn *progress, void *progress_ctx,
                                  struct engine_sizes *sizes_out, struct error *error);

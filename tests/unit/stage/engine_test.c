@@ -263,7 +263,49 @@ static void engine_loads_again_when_weights_come_from_elsewhere(void **state) {
     keep(&result, 0, &made_up);
     assert_memory_not_equal(&from_files, &made_up, sizeof(made_up));
     a.weight_format = WEIGHT_FORMAT_INT8;
-    assert_int_not_equal(engine_load(f.engines[0], &a, give_up, NULL, &sizes, NULL), STATUS_OK);
+    assert_int_equal(engine_load(f.engines[0], &a, give_up, NULL, &sizes, NULL), STATUS_CANCELLED);
+    close_fixture(&f);
+}
+
+static bool give_up_at_last(void *ctx, uint64_t bytes_done, uint64_t bytes_total) {
+    int *calls_with_all = ctx;
+    return bytes_done < bytes_total || ++*calls_with_all < 2;
+}
+
+// int8: a byte a weight and its scales, other tokens' probabilities, and for each format its own.
+static void engine_computes_with_int8_weights(void **state) {
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, 1);
+    struct frame_view result = run(&f, 2);
+    struct drawn drawn[WEIGHT_FORMAT_COUNT];
+    keep(&result, 0, &drawn[WEIGHT_FORMAT_CHECKPOINT]);
+    struct assignment a = assignment_of(&f, 0, 1);
+    struct engine_sizes as_stored, sizes;
+    assert_int_equal(engine_load(f.engines[0], &a, NULL, NULL, &as_stored, NULL), STATUS_OK);
+    for (int format = WEIGHT_FORMAT_INT8; format < WEIGHT_FORMAT_COUNT; format++) {
+        a.weight_format = (enum weight_format)format;
+        assert_int_equal(engine_load(f.engines[0], &a, NULL, NULL, &sizes, NULL), STATUS_OK);
+        assert_true(sizes.weight_bytes != as_stored.weight_bytes);
+        result = run(&f, 2);
+        keep(&result, 0, &drawn[format]);
+    }
+    assert_memory_not_equal(&drawn[0], &drawn[1], sizeof(drawn[0]));
+    assert_memory_not_equal(&drawn[0], &drawn[2], sizeof(drawn[0]));
+    assert_memory_not_equal(&drawn[1], &drawn[2], sizeof(drawn[0]));
+    a = assignment_of(&f, 0, 1);
+    a.weight_format = WEIGHT_FORMAT_INT8;
+    int calls_with_all = 0;
+    struct error error;
+    assert_int_equal(
+        engine_load(f.engines[0], &a, give_up_at_last, &calls_with_all, &sizes, &error),
+        STATUS_CANCELLED);
+    assert_non_null(strstr(error.text, "quantizing"));
+    assert_int_equal(engine_load(f.engines[0], &a, NULL, NULL, &sizes, NULL), STATUS_OK);
+    result = run(&f, 2);
+    struct drawn again;
+    keep(&result, 0, &again);
+    assert_memory_equal(&again, &drawn[WEIGHT_FORMAT_INT8], sizeof(again));
     close_fixture(&f);
 }
 
@@ -334,6 +376,7 @@ int main(void) {
         cmocka_unit_test(engine_loads_again_when_weights_come_from_elsewhere),
         cmocka_unit_test(engine_drops_frames_of_another_epoch_and_refuses_wrong_ones),
         cmocka_unit_test(engine_keeps_layers_that_are_loaded_for_the_next_epoch),
+        cmocka_unit_test(engine_computes_with_int8_weights),
         cmocka_unit_test(engine_refuses_an_assignment_by_the_name_of_its_field),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
