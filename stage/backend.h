@@ -92,7 +92,8 @@ size_t backend_quantized_bytes(uint32_t row_count, uint32_t column_count);
 void backend_add(struct backend *backend, float *x, const float *delta, uint32_t row_count,
                  uint32_t width, enum dtype round_dtype);
 
-// out[r][c] = silu(gate[r][c]) * up[r][c], silu(a) = a / (1 + exp(-a)).   all (row_count, width)
+// out[r][c] = silu(gate[r][c]) * up[r][c], silu(a) = a / (1 + exp(-a)).   all (row_count, width);
+// out may be gate or up.
 void backend_swiglu(struct backend *backend, const float *gate, const float *up, uint32_t row_count,
                     uint32_t width, float *out);
 

@@ -21,15 +21,15 @@ struct model {
     size_t kv_bytes;     // of the keys of one layer, and of the values
 
     // Work space: (row_count_max, width) f32 unless said otherwise.
-    float *rotations;             // (position_count_max, head_size / 2, 2)
-    float *residual;              // hidden
-    float *normed;                // hidden
-    float *delta;                 // hidden
-    float *q, *mixed;             // head_count * head_size
-    float *k, *v;                 // kv_head_count * head_size
-    float *gate, *up, *activated; // ffn
-    float *sampled;               // (sample_count_max, hidden); last stage only
-    float *logits;                // (sample_count_max, vocabulary); last stage only
+    float *rotations; // (position_count_max, head_size / 2, 2)
+    float *residual;  // hidden
+    float *normed;    // hidden
+    float *delta;     // hidden
+    float *q, *mixed; // head_count * head_size
+    float *k, *v;     // kv_head_count * head_size
+    float *gate, *up; // ffn
+    float *sampled;   // (sample_count_max, hidden); last stage only
+    float *logits;    // (sample_count_max, vocabulary); last stage only
 
     // The memory behind all of these.
     struct work {
@@ -134,7 +134,6 @@ static enum status works_open(struct model *model, struct error *error) {
         {"values", &model->v, rows, kv_width},
         {"gates", &model->gate, rows, config->ffn_size},
         {"ups", &model->up, rows, config->ffn_size},
-        {"activated rows", &model->activated, rows, config->ffn_size},
         {"sampled rows", &model->sampled, samples, hidden},
         {"logits", &model->logits, samples, config->vocabulary_size},
     };
@@ -258,9 +257,10 @@ static void ffn_part(struct model *model, const struct layer_weights *layer) {
                    model->gate, ffn);
     backend_linear(backend, &layer->up, &layer->up_bias, x, model->product_dtype, rows, model->up,
                    ffn);
-    backend_swiglu(backend, model->gate, model->up, rows, ffn, model->activated);
-    backend_linear(backend, &layer->down, &layer->down_bias, model->activated, model->product_dtype,
-                   rows, model->delta, hidden);
+    float *activated = model->gate;
+    backend_swiglu(backend, model->gate, model->up, rows, ffn, activated);
+    backend_linear(backend, &layer->down, &layer->down_bias, activated, model->product_dtype, rows,
+                   model->delta, hidden);
     backend_add(backend, model->residual, model->delta, rows, hidden,
                 model->options.activation_dtype);
 }

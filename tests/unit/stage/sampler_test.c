@@ -15,6 +15,7 @@
 
 #include "base/limits.h"
 #include "base/rng.h"
+#include "stage/backend.h"
 
 enum { VOCABULARY_MAX = 6000, RANDOM_CASE_COUNT = 6000, TOP_MAX = REQUEST_TOP_LOGPROB_COUNT_MAX };
 static const uint64_t RANDOM_SEED = 20240611;
@@ -478,6 +479,59 @@ static void sampler_top_logprobs_are_the_head_of_a_full_sort(void **state) {
     }
 }
 
+// -- in a team ------------------------------------------------------------------------------------
+
+enum { TEAM_COUNT = 4, TEAM_VOCABULARY_SIZE = 3000, TEAM_DRAW_COUNT = 50 };
+
+struct team_draws {
+    struct sampler *samplers[TEAM_COUNT];
+    float *logits; // (TEAM_DRAW_COUNT, TEAM_VOCABULARY_SIZE)
+    struct {
+        struct frame_sample sample;
+        struct frame_top tops[TOP_MAX];
+        uint32_t run_count;
+    } draws[TEAM_DRAW_COUNT];
+};
+
+static void team_draw(void *ctx, uint32_t index, uint32_t thread_index) {
+    struct team_draws *team = ctx;
+    struct frame_sequence sequence = plain_sequence();
+    sequence.flags = FRAME_SAMPLE | FRAME_LOGPROBS;
+    sequence.top_logprob_count = index % TOP_MAX;
+    sequence.top_k = index % 3 == 0 ? 40 : 0;
+    sequence.top_p = index % 2 == 0 ? 0.9f : 1;
+    sampler_draw(team->samplers[thread_index], team->logits + (size_t)index * TEAM_VOCABULARY_SIZE,
+                 &sequence, index, NULL, NULL, &team->draws[index].sample, team->draws[index].tops);
+    team->draws[index].run_count++;
+}
+
+static void sampler_draws_the_same_in_a_team(void **state) {
+    (void)state;
+    static struct team_draws alone, together;
+    struct random random = {.seed = RANDOM_SEED + 2};
+    float *logits = calloc((size_t)TEAM_DRAW_COUNT * TEAM_VOCABULARY_SIZE, sizeof(*logits));
+    assert_non_null(logits);
+    for (int i = 0; i < TEAM_DRAW_COUNT * TEAM_VOCABULARY_SIZE; i++)
+        logits[i] = (float)random_unit(&random) * 10;
+    alone.logits = together.logits = logits;
+    for (int t = 0; t < TEAM_COUNT; t++) {
+        assert_int_equal(sampler_open(TEAM_VOCABULARY_SIZE, &together.samplers[t]), STATUS_OK);
+        alone.samplers[t] = together.samplers[t];
+    }
+    for (uint32_t i = 0; i < TEAM_DRAW_COUNT; i++)
+        team_draw(&alone, i, 0);
+    struct backend_config config = {.thread_count = TEAM_COUNT, .variant = "auto"};
+    struct backend *backend;
+    assert_int_equal(backend_cpu_open(&config, &backend, NULL), STATUS_OK);
+    backend_parallel(backend, TEAM_DRAW_COUNT, TEAM_DRAW_COUNT * TEAM_VOCABULARY_SIZE, team_draw,
+                     &together);
+    assert_memory_equal(alone.draws, together.draws, sizeof(alone.draws));
+    backend_close(backend);
+    for (int t = 0; t < TEAM_COUNT; t++)
+        sampler_close(together.samplers[t]);
+    free(logits);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sampler_draws_what_a_full_sort_draws),
@@ -494,6 +548,7 @@ int main(void) {
         cmocka_unit_test(sampler_refuses_logits_that_are_not_finite),
         cmocka_unit_test(sampler_gives_logprobs_of_the_logits_before_everything),
         cmocka_unit_test(sampler_top_logprobs_are_the_head_of_a_full_sort),
+        cmocka_unit_test(sampler_draws_the_same_in_a_team),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
