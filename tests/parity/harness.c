@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/memory.h"
 #include "base/rng.h"
+#include "stage/quantize.h"
 #include "stage/weights.h"
 
 static void must(enum status status, const struct error *error, const char *what) {
@@ -71,76 +72,61 @@ uint32_t checkpoints_open(struct reference checkpoints_out[CHECKPOINT_COUNT_MAX]
     return (uint32_t)count;
 }
 
-// Uniform around `centre`, scaled by the number of columns like the usual initialisation.
-static struct tensor random_tensor(struct random *random, uint32_t row_count, uint32_t column_count,
-                                   float centre) {
-    size_t count = (size_t)row_count * column_count;
-    uint16_t *data = memory_array(count, sizeof(*data));
-    CHECK(data != NULL);
-    double width = 3 / sqrt(column_count);
-    for (size_t i = 0; i < count; i++)
-        data[i] = f32_to_bf16(centre + (float)((random_unit(random) - 0.5) * width));
-    return (struct tensor){
-        .data = data, .dtype = DTYPE_BF16, .row_count = row_count, .column_count = column_count};
+void reference_wide(struct reference *reference_out) {
+    *reference_out = (struct reference){.name = "wide",
+                                        .load_format = LOAD_FORMAT_DUMMY,
+                                        .config = {.architecture = "LlamaForCausalLM",
+                                                   .layer_count = 4,
+                                                   .hidden_size = 328,
+                                                   .head_count = 6,
+                                                   .kv_head_count = 2,
+                                                   .head_size = 64,
+                                                   .ffn_size = 872,
+                                                   .vocabulary_size = 1031,
+                                                   .position_count_max = 512,
+                                                   .rms_norm_epsilon = 1e-5,
+                                                   .rope = {.kind = ROPE_DEFAULT, .theta = 10000},
+                                                   .dtype = DTYPE_BF16}};
 }
 
-void reference_make_wide(struct reference *reference_out) {
-    const struct model_config config = {.architecture = "LlamaForCausalLM",
-                                        .layer_count = 4,
-                                        .hidden_size = 328,
-                                        .head_count = 6,
-                                        .kv_head_count = 2,
-                                        .head_size = 64,
-                                        .ffn_size = 872,
-                                        .vocabulary_size = 1031,
-                                        .position_count_max = 512,
-                                        .rms_norm_epsilon = 1e-5,
-                                        .rope = {.kind = ROPE_DEFAULT, .theta = 10000},
-                                        .dtype = DTYPE_BF16};
-    *reference_out = (struct reference){.name = "wide", .config = config};
-    uint32_t hidden = config.hidden_size;
-    uint32_t q_width = config.head_count * config.head_size;
-    uint32_t kv_width = config.kv_head_count * config.head_size;
-    struct random random = {.seed = 1};
-    struct weights *weights = memory_array(1, sizeof(*weights));
-    CHECK(weights != NULL);
-    weights->layers = memory_array(config.layer_count, sizeof(*weights->layers));
-    CHECK(weights->layers != NULL);
-    for (uint32_t i = 0; i < config.layer_count; i++) {
-        weights->layers[i] = (struct layer_weights){
-            .attention_norm = random_tensor(&random, 1, hidden, 1),
-            .q = random_tensor(&random, q_width, hidden, 0),
-            .k = random_tensor(&random, kv_width, hidden, 0),
-            .v = random_tensor(&random, kv_width, hidden, 0),
-            .o = random_tensor(&random, hidden, q_width, 0),
-            .ffn_norm = random_tensor(&random, 1, hidden, 1),
-            .gate = random_tensor(&random, config.ffn_size, hidden, 0),
-            .up = random_tensor(&random, config.ffn_size, hidden, 0),
-            .down = random_tensor(&random, hidden, config.ffn_size, 0),
-        };
-    }
-    weights->embedding = random_tensor(&random, config.vocabulary_size, hidden, 0);
-    weights->final_norm = random_tensor(&random, 1, hidden, 1);
-    weights->head = random_tensor(&random, config.vocabulary_size, hidden, 0);
-    weights->layer_count = config.layer_count;
-    reference_out->weights = weights;
+struct weights *reference_weights(const struct reference *checkpoint,
+                                  const struct weights_range *range) {
+    const struct weights_source source = {checkpoint->directory, checkpoint->load_format};
+    struct weights *weights = NULL;
+    struct error error = {0};
+    must(weights_open(&source, &checkpoint->config, range, NULL, NULL, &weights, &error), &error,
+         checkpoint->name);
+    return weights;
 }
 
-void reference_unmake(struct reference *checkpoint) {
-    struct weights *weights = checkpoint->weights;
-    for (uint32_t i = 0; i < checkpoint->config.layer_count; i++) {
-        const struct layer_weights *layer = &weights->layers[i];
-        const struct tensor *tensors[] = {
-            &layer->attention_norm, &layer->q,    &layer->k,  &layer->v,   &layer->o,
-            &layer->ffn_norm,       &layer->gate, &layer->up, &layer->down};
-        for (size_t t = 0; t < sizeof(tensors) / sizeof(tensors[0]); t++)
-            free((void *)(uintptr_t)tensors[t]->data);
+// -- expected results -----------------------------------------------------------------------------
+
+json_t *json_read(const char *directory, const char *name) {
+    char path[640];
+    snprintf(path, sizeof(path), "%s/%s", directory, name);
+    json_error_t error;
+    json_t *root = json_load_file(path, 0, &error);
+    if (root == NULL) fail_msg("%s: %s", path, error.text);
+    return root;
+}
+
+struct ids ids_read(const json_t *array) {
+    struct ids ids = {.count = (uint32_t)json_array_size(array)};
+    assert_true(ids.count > 0);
+    ids.values = memory_array(ids.count, sizeof(*ids.values));
+    assert_non_null(ids.values);
+    for (uint32_t i = 0; i < ids.count; i++) {
+        assert_true(json_is_integer(json_array_get(array, i)));
+        ids.values[i] = (uint32_t)json_integer_value(json_array_get(array, i));
     }
-    free((void *)(uintptr_t)weights->embedding.data);
-    free((void *)(uintptr_t)weights->final_norm.data);
-    free((void *)(uintptr_t)weights->head.data);
-    free(weights->layers);
-    free(weights);
+    return ids;
+}
+
+uint32_t best_token(const float *logits, uint32_t count) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
 }
 
 // -- backends -------------------------------------------------------------------------------------
@@ -156,41 +142,12 @@ struct backend *harness_backend(const char *variant, uint32_t thread_count) {
 // -- pipelines ------------------------------------------------------------------------------------
 
 struct pipeline {
-    const struct reference *checkpoint;
     uint32_t stage_count;
     struct weights *weights[PIPELINE_STAGE_COUNT_MAX];
+    struct quantized *quantized[PIPELINE_STAGE_COUNT_MAX]; // NULL: as the checkpoint has them
     struct model *models[PIPELINE_STAGE_COUNT_MAX];
     void *wire; // the payload of a frame
 };
-
-// From the files, or a view of the weights in memory.
-static struct weights *stage_weights_open(const struct reference *checkpoint,
-                                          const struct weights_range *range) {
-    struct weights *weights = NULL;
-    struct error error = {0};
-    if (checkpoint->weights == NULL) {
-        must(weights_open(&(struct weights_source){checkpoint->directory, LOAD_FORMAT_SAFETENSORS},
-                          &checkpoint->config, range, NULL, NULL, &weights, &error),
-             &error, checkpoint->name);
-        return weights;
-    }
-    weights = memory_array(1, sizeof(*weights));
-    CHECK(weights != NULL);
-    *weights = *checkpoint->weights;
-    weights->layer_first = range->layer_first;
-    weights->layer_count = range->layer_count;
-    weights->layers += range->layer_first;
-    if (!range->is_first) weights->embedding = (struct tensor){0};
-    if (!range->is_last) weights->final_norm = weights->head = (struct tensor){0};
-    return weights;
-}
-
-static void stage_weights_close(const struct reference *checkpoint, struct weights *weights) {
-    if (checkpoint->weights == NULL)
-        weights_close(weights);
-    else
-        free(weights);
-}
 
 struct pipeline *pipeline_open(struct backend *backend, const struct reference *checkpoint,
                                const uint32_t *layer_counts, uint32_t stage_count,
@@ -198,7 +155,6 @@ struct pipeline *pipeline_open(struct backend *backend, const struct reference *
     const struct model_config *config = &checkpoint->config;
     struct pipeline *pipeline = memory_array(1, sizeof(*pipeline));
     CHECK(pipeline != NULL && stage_count > 0 && stage_count <= PIPELINE_STAGE_COUNT_MAX);
-    pipeline->checkpoint = checkpoint;
     pipeline->stage_count = stage_count;
     pipeline->wire = memory_array((size_t)options->row_count_max * config->hidden_size,
                                   dtype_size_bytes(options->activation_dtype));
@@ -210,8 +166,12 @@ struct pipeline *pipeline_open(struct backend *backend, const struct reference *
                                       .is_first = i == 0,
                                       .is_last = i == stage_count - 1};
         layer_first += layer_counts[i];
-        pipeline->weights[i] = stage_weights_open(checkpoint, &range);
+        pipeline->weights[i] = reference_weights(checkpoint, &range);
         struct error error = {0};
+        if (options->weight_format != WEIGHT_FORMAT_CHECKPOINT)
+            must(quantized_open(backend, pipeline->weights[i], NULL, NULL, &pipeline->quantized[i],
+                                &error),
+                 &error, checkpoint->name);
         must(model_open(backend, config, pipeline->weights[i], options, &pipeline->models[i],
                         &error),
              &error, checkpoint->name);
@@ -223,7 +183,8 @@ struct pipeline *pipeline_open(struct backend *backend, const struct reference *
 void pipeline_close(struct pipeline *pipeline) {
     for (uint32_t i = 0; i < pipeline->stage_count; i++) {
         model_close(pipeline->models[i]);
-        stage_weights_close(pipeline->checkpoint, pipeline->weights[i]);
+        quantized_close(pipeline->quantized[i]);
+        weights_close(pipeline->weights[i]);
     }
     free(pipeline->wire);
     free(pipeline);
@@ -263,4 +224,50 @@ void pipeline_step(struct pipeline *pipeline, const struct batch *batch, const u
 
 const float *pipeline_logits(struct pipeline *pipeline, const uint32_t *rows, uint32_t row_count) {
     return model_logits(pipeline->models[pipeline->stage_count - 1], rows, row_count);
+}
+
+// -- one sequence through one stage ---------------------------------------------------------------
+
+struct run run_open(struct backend *backend, const struct reference *checkpoint,
+                    const struct model_options *options) {
+    uint32_t block_count =
+        (options->position_count_max + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
+    struct model_options all = *options;
+    all.kv_block_count = block_count;
+    all.row_count_max = all.sample_count_max = options->position_count_max;
+    struct run run = {.checkpoint = checkpoint};
+    run.pipeline = pipeline_open(backend, checkpoint, &checkpoint->config.layer_count, 1, &all);
+    run.blocks = memory_array(block_count, sizeof(*run.blocks));
+    assert_non_null(run.blocks);
+    for (uint32_t i = 0; i < block_count; i++)
+        run.blocks[i] = block_count - 1 - i;
+    return run;
+}
+
+void run_close(struct run *run) {
+    pipeline_close(run->pipeline);
+    free(run->blocks);
+}
+
+void run_step(struct run *run, const uint32_t *tokens, uint32_t count, after_layer_fn *after,
+              void *ctx) {
+    struct batch_sequence sequence = {
+        .row_count = count, .position_first = run->position, .blocks = run->blocks};
+    struct batch batch = {.row_count = count, .sequence_count = 1, .sequences = &sequence};
+    pipeline_step(run->pipeline, &batch, tokens, after, ctx);
+    run->position += count;
+}
+
+bool run_continues_with(struct run *run, const struct ids *prompt, const struct ids *wanted) {
+    run->position = 0;
+    run_step(run, prompt->values, prompt->count, NULL, NULL);
+    uint32_t row = prompt->count - 1;
+    for (uint32_t i = 0; i < wanted->count; i++) {
+        const float *logits = pipeline_logits(run->pipeline, &row, 1);
+        uint32_t token = best_token(logits, run->checkpoint->config.vocabulary_size);
+        if (token != wanted->values[i]) return false;
+        if (i + 1 < wanted->count) run_step(run, &token, 1, NULL, NULL);
+        row = 0;
+    }
+    return true;
 }

@@ -1,7 +1,7 @@
 // Law 2: a token never depends on how the work was cut. Random cases compare, bit by bit, the
 // logits of every row of a pipeline (random stages, splits, microbatches, prompt chunks, block ids,
-// threads and shared prefixes, in KV memory full of NaN) with one stage that computes one sequence,
-// one token at a time, on one thread.
+// threads and shared prefixes, in KV memory full of NaN, with any format of weights) with one stage
+// that computes one sequence, one token at a time, on one thread.
 //
 //   STAGECOACH_SEED=N   seed of the first case; the following cases take the following seeds
 //   STAGECOACH_CASES=N  how many cases, for each kernel variant
@@ -43,6 +43,7 @@ struct law_case {
     struct random random;
     const struct reference *checkpoint;
     const char *variant;
+    enum weight_format weight_format;
     enum dtype activation_dtype, kv_dtype;
     uint32_t thread_count;
     uint32_t stage_count;
@@ -78,8 +79,8 @@ static void draw_sequences(struct law_case *c) {
     for (uint32_t i = 0; i < BLOCK_COUNT; i++)
         ids[i] = i;
     random_shuffle(&c->random, ids, BLOCK_COUNT);
-    // The model made in memory costs more than all others together.
-    bool is_wide = c->checkpoint->weights != NULL;
+    // The model that is made up costs more than all others together.
+    bool is_wide = c->checkpoint->load_format == LOAD_FORMAT_DUMMY;
     uint32_t length_max = is_wide ? LENGTH_MAX / 2 : LENGTH_MAX;
     c->sequence_count = 1 + random_below(&c->random, is_wide ? 2 : SEQUENCE_COUNT_MAX);
     for (uint32_t s = 0; s < c->sequence_count; s++) {
@@ -104,10 +105,11 @@ static void draw_sequences(struct law_case *c) {
 static void draw_case(struct law_case *c, uint64_t seed, const char *variant) {
     static const enum dtype kv_dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
     *c = (struct law_case){.seed = seed, .random.seed = seed, .variant = variant};
-    // The model made in memory (the last) is wide enough for threads to share most of its work.
+    // The model that is made up (the last) is wide enough for threads to share most of its work.
     bool is_wide = random_below(&c->random, 6) == 0;
     c->checkpoint = &checkpoints[is_wide ? checkpoint_count - 1
                                          : random_below(&c->random, checkpoint_count - 1)];
+    c->weight_format = (enum weight_format)(seed % WEIGHT_FORMAT_COUNT); // few cases have all
     c->activation_dtype = random_below(&c->random, 2) == 0 ? DTYPE_F32 : DTYPE_BF16;
     c->kv_dtype = kv_dtypes[random_below(&c->random, 3)];
     c->thread_count = 1 + random_below(&c->random, THREAD_COUNT_MAX);
@@ -119,6 +121,7 @@ static struct pipeline *case_pipeline(const struct law_case *c, struct backend *
                                       const uint32_t *layer_counts, uint32_t stage_count) {
     struct model_options options = {.activation_dtype = c->activation_dtype,
                                     .kv_dtype = c->kv_dtype,
+                                    .weight_format = c->weight_format,
                                     .kv_block_count = BLOCK_COUNT,
                                     .row_count_max = ROW_COUNT_MAX,
                                     .sample_count_max = ROW_COUNT_MAX,
@@ -220,11 +223,11 @@ static void compare_row(const struct law_case *c, struct sequence *sequence, uin
     uint32_t i = 0;
     while (memcmp(&logits[i], &wanted[i], sizeof(float)) == 0)
         i++;
-    print_error("%s, %s, activations %s, kv %s, %u threads, %u stages: sequence %u position %u "
-                "logit %u is %.9g, not %.9g\n",
-                c->checkpoint->name, c->variant, dtype_name(c->activation_dtype),
-                dtype_name(c->kv_dtype), c->thread_count, c->stage_count,
-                (unsigned)(sequence - c->sequences), position, i, (double)logits[i],
+    print_error("%s, %s, weights %s, activations %s, kv %s, %u threads, %u stages: sequence %u "
+                "position %u logit %u is %.9g, not %.9g\n",
+                c->checkpoint->name, c->variant, weight_format_name(c->weight_format),
+                dtype_name(c->activation_dtype), dtype_name(c->kv_dtype), c->thread_count,
+                c->stage_count, (unsigned)(sequence - c->sequences), position, i, (double)logits[i],
                 (double)wanted[i]);
     fail_msg("repeat: STAGECOACH_SEED=%llu STAGECOACH_CASES=1 law2_test",
              (unsigned long long)c->seed);
@@ -303,13 +306,7 @@ static int setup(void **state) {
     (void)state;
     checkpoint_count = checkpoints_open(checkpoints);
     assert_true(checkpoint_count < CHECKPOINT_COUNT_MAX);
-    reference_make_wide(&checkpoints[checkpoint_count++]);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    reference_unmake(&checkpoints[checkpoint_count - 1]);
+    reference_wide(&checkpoints[checkpoint_count++]);
     return 0;
 }
 
@@ -317,5 +314,5 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_bitwise_the_same_however_the_work_is_cut),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, NULL);
 }

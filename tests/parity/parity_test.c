@@ -31,29 +31,12 @@ static uint32_t checkpoint_count;
 
 // -- expected results -----------------------------------------------------------------------------
 
-struct ids {
-    uint32_t count;
-    uint32_t *values;
-};
-
 struct expected {
     struct ids prompt, rows, greedy;
     float *logits;                         // (rows, vocabulary)
     float *hidden;                         // (layers + 1, rows, hidden)
     double kv_bf16_logits, kv_bf16_hidden; // tolerances
 };
-
-static struct ids ids_read(const json_t *array) {
-    struct ids ids = {.count = (uint32_t)json_array_size(array)};
-    assert_true(ids.count > 0);
-    ids.values = memory_array(ids.count, sizeof(*ids.values));
-    assert_non_null(ids.values);
-    for (uint32_t i = 0; i < ids.count; i++) {
-        assert_true(json_is_integer(json_array_get(array, i)));
-        ids.values[i] = (uint32_t)json_integer_value(json_array_get(array, i));
-    }
-    return ids;
-}
 
 static float *floats_read(const char *directory, const char *name, size_t count) {
     char path[640];
@@ -71,15 +54,6 @@ static double tolerance_read(const json_t *root, const char *name) {
     double value = json_number_value(json_object_get(json_object_get(root, "tolerance"), name));
     assert_true(value > 0);
     return value;
-}
-
-static json_t *json_read(const char *directory, const char *name) {
-    char path[640];
-    snprintf(path, sizeof(path), "%s/%s", directory, name);
-    json_error_t error;
-    json_t *root = json_load_file(path, 0, &error);
-    if (root == NULL) fail_msg("%s: %s", path, error.text);
-    return root;
 }
 
 // The results in `directory` for a checkpoint that may be elsewhere.
@@ -107,55 +81,6 @@ static void expected_close(struct expected *e) {
     free(e->greedy.values);
     free(e->logits);
     free(e->hidden);
-}
-
-// -- one sequence through one stage ---------------------------------------------------------------
-
-struct run {
-    const struct reference *checkpoint;
-    struct pipeline *pipeline;
-    uint32_t *blocks;
-    uint32_t position;
-};
-
-static struct run run_open(struct backend *backend, const struct reference *checkpoint,
-                           enum dtype activation_dtype, enum dtype kv_dtype,
-                           uint32_t position_count, uint32_t row_count_max) {
-    uint32_t block_count = (position_count + KV_BLOCK_POSITION_COUNT - 1) / KV_BLOCK_POSITION_COUNT;
-    struct model_options options = {.activation_dtype = activation_dtype,
-                                    .kv_dtype = kv_dtype,
-                                    .kv_block_count = block_count,
-                                    .row_count_max = row_count_max,
-                                    .sample_count_max = row_count_max,
-                                    .position_count_max = position_count};
-    struct run run = {.checkpoint = checkpoint};
-    run.pipeline = pipeline_open(backend, checkpoint, &checkpoint->config.layer_count, 1, &options);
-    run.blocks = memory_array(block_count, sizeof(*run.blocks));
-    assert_non_null(run.blocks);
-    for (uint32_t i = 0; i < block_count; i++)
-        run.blocks[i] = block_count - 1 - i;
-    return run;
-}
-
-static void run_close(struct run *run) {
-    pipeline_close(run->pipeline);
-    free(run->blocks);
-}
-
-static void run_step(struct run *run, const uint32_t *tokens, uint32_t count, after_layer_fn *after,
-                     void *ctx) {
-    struct batch_sequence sequence = {
-        .row_count = count, .position_first = run->position, .blocks = run->blocks};
-    struct batch batch = {.row_count = count, .sequence_count = 1, .sequences = &sequence};
-    pipeline_step(run->pipeline, &batch, tokens, after, ctx);
-    run->position += count;
-}
-
-static uint32_t best_token(const float *logits, uint32_t count) {
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
 }
 
 // -- comparing ------------------------------------------------------------------------------------
@@ -254,8 +179,10 @@ static double compare_checkpoint(struct backend *backend, const struct reference
                            .variant = backend_variant(backend),
                            .activation_dtype = activation_dtype,
                            .kv_dtype = kv_dtype};
-    struct run run = run_open(backend, checkpoint, activation_dtype, kv_dtype,
-                              e.prompt.count + e.greedy.count, e.prompt.count);
+    const struct model_options options = {.activation_dtype = activation_dtype,
+                                          .kv_dtype = kv_dtype,
+                                          .position_count_max = e.prompt.count + e.greedy.count};
+    struct run run = run_open(backend, checkpoint, &options);
     run_step(&run, e.prompt.values, e.prompt.count, compare_layer, &c);
     compare_logits(&c, &run);
     compare_greedy(&c, &run);
@@ -301,12 +228,11 @@ static void model_rounds_bf16_activations_at_layer_boundaries(void **state) {
 // -- opening --------------------------------------------------------------------------------------
 
 static void open_refused(struct backend *backend, const struct reference *checkpoint,
-                         const struct model_options *options, enum status wanted,
-                         const char *sentence_part) {
+                         const struct weights *weights, const struct model_options *options,
+                         enum status wanted, const char *sentence_part) {
     struct model *model = NULL;
     struct error error = {0};
-    enum status status =
-        model_open(backend, &checkpoint->config, checkpoint->weights, options, &model, &error);
+    enum status status = model_open(backend, &checkpoint->config, weights, options, &model, &error);
     assert_int_equal(status, wanted);
     assert_null(model);
     if (strstr(error.text, sentence_part) == NULL) fail_msg("the sentence is: %s", error.text);
@@ -315,7 +241,9 @@ static void open_refused(struct backend *backend, const struct reference *checkp
 static void model_says_what_it_cannot_open(void **state) {
     (void)state;
     struct reference wide;
-    reference_make_wide(&wide);
+    reference_wide(&wide);
+    struct weights *weights =
+        reference_weights(&wide, &(struct weights_range){.layer_count = wide.config.layer_count});
     struct backend *backend = harness_backend("reference", 1);
     const struct model_options good = {.activation_dtype = DTYPE_F32,
                                        .kv_dtype = DTYPE_F32,
@@ -325,16 +253,16 @@ static void model_says_what_it_cannot_open(void **state) {
                                        .position_count_max = 32};
     struct model_options options = good;
     options.activation_dtype = DTYPE_F16;
-    open_refused(backend, &wide, &options, STATUS_UNSUPPORTED, "f16");
+    open_refused(backend, &wide, weights, &options, STATUS_UNSUPPORTED, "f16");
     options = good;
     options.kv_dtype = DTYPE_NONE;
-    open_refused(backend, &wide, &options, STATUS_UNSUPPORTED, "none");
+    open_refused(backend, &wide, weights, &options, STATUS_UNSUPPORTED, "none");
     // 4 layers of keys and values of (2^32 - 1) blocks: more than a 47-bit address space.
     options = good;
     options.kv_block_count = UINT32_MAX;
-    open_refused(backend, &wide, &options, STATUS_NO_MEMORY, "562949953290240 bytes");
+    open_refused(backend, &wide, weights, &options, STATUS_NO_MEMORY, "562949953290240 bytes");
     backend_close(backend);
-    reference_unmake(&wide);
+    weights_close(weights);
 }
 
 // -- the demo model -------------------------------------------------------------------------------
@@ -357,21 +285,6 @@ static void demo_model_computes_what_transformers_does(void **state) {
     }
 }
 
-// Whether the model, left to itself, continues the prompt with these tokens.
-static bool continues_with(struct run *run, const struct ids *prompt, const struct ids *wanted) {
-    run->position = 0;
-    run_step(run, prompt->values, prompt->count, NULL, NULL);
-    uint32_t row = prompt->count - 1;
-    for (uint32_t i = 0; i < wanted->count; i++) {
-        const float *logits = pipeline_logits(run->pipeline, &row, 1);
-        uint32_t token = best_token(logits, run->checkpoint->config.vocabulary_size);
-        if (token != wanted->values[i]) return false;
-        if (i + 1 < wanted->count) run_step(run, &token, 1, NULL, NULL);
-        row = 0;
-    }
-    return true;
-}
-
 // Each continuation must be the expected one if the best token always leads by more than
 // margin_min; returns how many of all are.
 static uint32_t compare_demo_greedy(struct run *run, const json_t *cases, double margin_min) {
@@ -380,7 +293,7 @@ static uint32_t compare_demo_greedy(struct run *run, const json_t *cases, double
         const json_t *item = json_array_get(cases, i);
         struct ids prompt = ids_read(json_object_get(item, "prompt_ids"));
         struct ids wanted = ids_read(json_object_get(item, "ids"));
-        bool equal = continues_with(run, &prompt, &wanted);
+        bool equal = run_continues_with(run, &prompt, &wanted);
         if (!equal && json_number_value(json_object_get(item, "margin")) > margin_min)
             fail_msg("another continuation of: %s",
                      json_string_value(json_object_get(item, "prompt")));
@@ -399,9 +312,10 @@ static void compare_demo(enum dtype kv_dtype, double margin_min) {
     assert_true(json_array_size(cases) > 0);
     for (const char *const *variant = backend_cpu_variants(); *variant != NULL; variant++) {
         struct backend *backend = harness_backend(*variant, 2);
-        uint32_t position_count = demo.config.position_count_max;
-        struct run run =
-            run_open(backend, &demo, DTYPE_F32, kv_dtype, position_count, position_count);
+        const struct model_options options = {.activation_dtype = DTYPE_F32,
+                                              .kv_dtype = kv_dtype,
+                                              .position_count_max = demo.config.position_count_max};
+        struct run run = run_open(backend, &demo, &options);
         uint32_t equal_count = compare_demo_greedy(&run, cases, margin_min);
         print_message("%s, kv %s: %u of %zu continuations equal\n", *variant, dtype_name(kv_dtype),
                       equal_count, json_array_size(cases));
