@@ -1,0 +1,183 @@
+// kernels_bench: the operations of the CPU backend on the shapes of a 1.1B model, held against what
+// the machine can do at that moment. See --help.
+#include "tests/bench/kernels_bench.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/options.h"
+
+struct kernels_options {
+    uint64_t thread_count;
+    const char *variant;
+    const char *weights, *kv;
+    const char *only;
+    double seconds;
+    bool as_json;
+};
+
+// -- data -----------------------------------------------------------------------------------------
+
+static void value_write(void *data, enum dtype dtype, size_t index, float value) {
+    if (dtype == DTYPE_F32) ((float *)data)[index] = value;
+    if (dtype == DTYPE_BF16) ((uint16_t *)data)[index] = f32_to_bf16(value);
+    if (dtype == DTYPE_F16) ((uint16_t *)data)[index] = f32_to_f16(value);
+}
+
+void *bench_random(struct backend *backend, enum dtype dtype, size_t count) {
+    enum { PERIOD = 65521 }; // drawn, and then repeated: a prime, so that no two rows are alike
+    size_t dtype_bytes = dtype_size_bytes(dtype);
+    char *data = backend_alloc(backend, count * dtype_bytes);
+    CHECK(data != NULL);
+    uint32_t state = 1;
+    for (size_t i = 0; i < count && i < PERIOD; i++) {
+        state = state * 1664525u + 1013904223u; // Knuth's; Numerical Recipes
+        value_write(data, dtype, i, (float)(int32_t)state * 0x1p-31f);
+    }
+    for (size_t i = PERIOD; i < count; i += PERIOD) {
+        size_t part = count - i < PERIOD ? count - i : PERIOD;
+        memcpy(data + i * dtype_bytes, data, part * dtype_bytes);
+    }
+    return data;
+}
+
+void bench_random_free(struct backend *backend, void *data, enum dtype dtype, size_t count) {
+    backend_free(backend, data, count * dtype_size_bytes(dtype));
+}
+
+// -- the limits -----------------------------------------------------------------------------------
+
+static json_t *patterns_json(const struct limits *limits) {
+    json_t *patterns = json_array();
+    CHECK(patterns != NULL);
+    for (uint32_t i = 0; i < limits_pattern_count(); i++) {
+        char name[80];
+        double rate = limits_pattern(limits, i, name, sizeof(name));
+        json_t *pattern = json_object();
+        json_add(pattern, "way", json_string(name));
+        json_add(pattern, "gb_per_s", json_real(rate * 1e-9));
+        CHECK(json_array_append_new(patterns, pattern) == 0);
+    }
+    return patterns;
+}
+
+// What the machine can do, for those who read; shares are taken of limits measured beside the work.
+static json_t *limits_json(struct limits *limits) {
+    enum { TRY_COUNT = 5 };
+    json_t *json = json_object();
+    CHECK(json != NULL);
+    printf("limits:");
+    for (enum limit limit = 0; limit < LIMIT_COUNT; limit++) {
+        struct samples samples = {.count = 0};
+        for (uint32_t i = 0; i < TRY_COUNT && limits_has(limit); i++)
+            samples_add(&samples, limits_measure(limits, limit));
+        struct result result = {samples_greatest(&samples), samples_median(&samples)};
+        const char *unit = limit == LIMIT_READ ? "GB/s" : limit == LIMIT_INT8 ? "GOP/s" : "GFLOP/s";
+        if (samples.count > 0) printf("  %s %.1f %s", limits_name(limit), result.best * 1e-9, unit);
+        json_add(json, limits_name(limit),
+                 samples.count > 0 ? result_json(result, 1e-9) : json_null());
+    }
+    printf("\n");
+    json_add(json, "ways_of_reading", patterns_json(limits));
+    return json;
+}
+
+// -- all of it ------------------------------------------------------------------------------------
+
+static const struct part {
+    const char *name;
+    json_t *(*run)(const struct kernels_bench *bench);
+} parts[] = {
+    {"linear", bench_linear},
+};
+
+static bool is_wanted(const struct kernels_options *options, const char *name) {
+    return options->only == NULL || strcmp(options->only, name) == 0;
+}
+
+static void parts_run(const struct kernels_options *options, const struct kernels_bench *bench) {
+    json_t *json = json_object();
+    CHECK(json != NULL);
+    json_add(json, "benchmark", json_string("kernels"));
+    json_add(json, "threads", json_integer(backend_thread_count(bench->backend)));
+    json_add(json, "kernel", json_string(backend_variant(bench->backend)));
+    json_add(json, "weights", json_string(dtype_name(bench->weight_dtype)));
+    json_add(json, "kv", json_string(dtype_name(bench->kv_dtype)));
+    printf("%s kernels, threads: %u\n", backend_variant(bench->backend),
+           backend_thread_count(bench->backend));
+    json_add(json, "limits", limits_json(bench->limits));
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        if (is_wanted(options, parts[i].name)) json_add(json, parts[i].name, parts[i].run(bench));
+    }
+    if (options->as_json) {
+        CHECK(json_dumpf(json, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6)) == 0);
+        printf("\n");
+    }
+    json_decref(json);
+}
+
+static enum options_result options_read(int argc, char **argv, struct kernels_options *o) {
+    const struct option_spec specs[] = {
+        {"threads", OPTION_COUNT, &o->thread_count, "N",
+         "threads of the backend and of the limits (default: all cores)", 1,
+         (double)limits_core_count()},
+        {"kernel", OPTION_TEXT, &o->variant, "NAME",
+         "auto, avx512, avx2, portable or reference (default auto)", 0, 0},
+        {"weights", OPTION_TEXT, &o->weights, "TYPE", "f32, bf16 or f16 (default bf16)", 0, 0},
+        {"kv", OPTION_TEXT, &o->kv, "TYPE", "f32, bf16 or f16 (default bf16)", 0, 0},
+        {"only", OPTION_TEXT, &o->only, "PART", "linear (default: all)", 0, 0},
+        {"seconds", OPTION_NUMBER, &o->seconds, "S", "for each point (default 0.5)", 0, 3600},
+        {"json", OPTION_FLAG, &o->as_json, NULL, "end with all results as one line of JSON", 0, 0},
+    };
+    const struct options options = {
+        .program = "kernels_bench",
+        .purpose = "measures the operations of the CPU backend against the machine's limits",
+        .usage = "[options]",
+        .specs = specs,
+        .spec_count = sizeof(specs) / sizeof(specs[0]),
+    };
+    size_t positional_count;
+    return options_parse(&options, argc, argv, &positional_count);
+}
+
+static bool options_check(const struct kernels_options *options, struct kernels_bench *bench) {
+    bool is_part = false;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
+        is_part = is_part || is_wanted(options, parts[i].name);
+    if (!is_part)
+        fprintf(stderr, "kernels_bench: --only is '%s', see --help\n", options->only);
+    else if (!dtype_parse(options->weights, &bench->weight_dtype))
+        fprintf(stderr, "kernels_bench: --weights is '%s', see --help\n", options->weights);
+    else if (!dtype_parse(options->kv, &bench->kv_dtype))
+        fprintf(stderr, "kernels_bench: --kv is '%s', see --help\n", options->kv);
+    else
+        return true;
+    return false;
+}
+
+int main(int argc, char **argv) {
+    struct kernels_options options = {.thread_count = limits_core_count(),
+                                      .variant = "auto",
+                                      .weights = "bf16",
+                                      .kv = "bf16",
+                                      .seconds = 0.5};
+    struct kernels_bench bench = {0};
+    enum options_result parsed = options_read(argc, argv, &options);
+    if (parsed != OPTIONS_RUN) return parsed == OPTIONS_EXIT_OK ? 0 : 2;
+    if (!options_check(&options, &bench)) return 2;
+    bench.seconds = options.seconds;
+    struct backend_config config = {.thread_count = (uint32_t)options.thread_count,
+                                    .variant = options.variant};
+    struct error error;
+    if (limits_open(config.thread_count, &bench.limits, &error) != STATUS_OK ||
+        backend_cpu_open(&config, &bench.backend, &error) != STATUS_OK) {
+        fprintf(stderr, "kernels_bench: %s\n", error.text);
+        limits_close(bench.limits);
+        return 1;
+    }
+    parts_run(&options, &bench);
+    backend_close(bench.backend);
+    limits_close(bench.limits);
+    return 0;
+}

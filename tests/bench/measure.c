@@ -1,0 +1,154 @@
+#include "tests/bench/measure.h"
+
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+
+static const double SAMPLE_SECONDS = 0.03; // about as long as a limit is measured
+static const double LOOK_SECONDS = 0.001;  // the clock is read no more often
+static const double WARM_SECONDS = 0.005;  // longer calls need no warming up
+
+// -- taking samples -------------------------------------------------------------------------------
+
+struct timed {
+    call_fn *call;
+    void *ctx;
+    uint64_t index;
+    uint64_t calls_per_look;
+};
+
+static double now(void) {
+    struct clock real = clock_system();
+    return (double)clock_now_ns(&real) / 1e9;
+}
+
+static double calls_run(struct timed *timed, uint64_t count) {
+    double begin = now();
+    for (uint64_t i = 0; i < count; i++)
+        timed->call(timed->ctx, timed->index++);
+    return now() - begin;
+}
+
+static double calls_calibrate(struct timed *timed) {
+    timed->calls_per_look = 1;
+    double seconds = calls_run(timed, 1);
+    while (seconds < LOOK_SECONDS) {
+        timed->calls_per_look *= 2;
+        seconds = calls_run(timed, timed->calls_per_look);
+    }
+    return seconds / (double)timed->calls_per_look;
+}
+
+static double sample_take(struct timed *timed, double expected_seconds) {
+    if (expected_seconds < WARM_SECONDS) (void)calls_run(timed, 1);
+    double seconds = 0;
+    uint64_t count = 0;
+    while (seconds < SAMPLE_SECONDS) {
+        seconds += calls_run(timed, timed->calls_per_look);
+        count += timed->calls_per_look;
+    }
+    return seconds / (double)count;
+}
+
+struct pair {
+    double read, peak;
+};
+
+static struct pair limits_take(struct limits *limits, enum limit unit) {
+    if (limits == NULL) return (struct pair){0, 0};
+    return (struct pair){limits_measure(limits, LIMIT_READ), limits_measure(limits, unit)};
+}
+
+void measure(struct limits *limits, double seconds, const struct work *work, call_fn *call,
+             void *ctx, struct measurement *out) {
+    struct timed timed = {.call = call, .ctx = ctx};
+    memset(out, 0, sizeof(*out));
+    out->work = *work;
+    double end = now() + seconds;
+    double expected_seconds = calls_calibrate(&timed);
+    struct pair before = limits_take(limits, work->unit);
+    while (out->seconds.count < MEASURE_SAMPLE_COUNT_MIN ||
+           (now() < end && out->seconds.count < SAMPLE_COUNT_MAX)) {
+        samples_add(&out->seconds, sample_take(&timed, expected_seconds));
+        if (limits == NULL) continue;
+        struct pair after = limits_take(limits, work->unit);
+        samples_add(&out->read, (before.read + after.read) / 2);
+        samples_add(&out->peak, (before.peak + after.peak) / 2);
+        before = after;
+    }
+}
+
+// -- results --------------------------------------------------------------------------------------
+
+struct result measurement_seconds(const struct measurement *m) {
+    return (struct result){samples_least(&m->seconds), samples_median(&m->seconds)};
+}
+
+struct result measurement_bytes_rate(const struct measurement *m) {
+    struct result seconds = measurement_seconds(m);
+    return (struct result){m->work.bytes / seconds.best, m->work.bytes / seconds.median};
+}
+
+struct result measurement_operations_rate(const struct measurement *m) {
+    struct result seconds = measurement_seconds(m);
+    return (struct result){m->work.operations / seconds.best, m->work.operations / seconds.median};
+}
+
+static double roofline_seconds(const struct work *work, double read, double peak) {
+    double read_seconds = read > 0 ? work->bytes / read : 0;
+    double peak_seconds = peak > 0 ? work->operations / peak : 0;
+    return read_seconds > peak_seconds ? read_seconds : peak_seconds;
+}
+
+static struct result share_of(const struct measurement *m, bool of_read, bool of_peak) {
+    struct samples shares = {.count = 0};
+    for (uint32_t i = 0; i < m->read.count; i++) {
+        double roofline = roofline_seconds(&m->work, of_read ? m->read.values[i] : 0,
+                                           of_peak ? m->peak.values[i] : 0);
+        samples_add(&shares, roofline / m->seconds.values[i]);
+    }
+    double best = roofline_seconds(&m->work, of_read ? samples_greatest(&m->read) : 0,
+                                   of_peak ? samples_greatest(&m->peak) : 0);
+    return (struct result){best / samples_least(&m->seconds), samples_median(&shares)};
+}
+
+struct result measurement_share(const struct measurement *m) {
+    return share_of(m, true, true);
+}
+
+struct result measurement_share_of_read(const struct measurement *m) {
+    return share_of(m, true, false);
+}
+
+struct result measurement_share_of_peak(const struct measurement *m) {
+    return share_of(m, false, true);
+}
+
+// -- JSON -----------------------------------------------------------------------------------------
+
+void json_add(json_t *object, const char *name, json_t *value) {
+    CHECK(value != NULL && json_object_set_new(object, name, value) == 0);
+}
+
+json_t *result_json(struct result result, double scale) {
+    json_t *json = json_object();
+    CHECK(json != NULL);
+    json_add(json, "best", json_real(result.best * scale));
+    json_add(json, "median", json_real(result.median * scale));
+    return json;
+}
+
+json_t *measurement_json(const struct measurement *m) {
+    json_t *json = json_object();
+    CHECK(json != NULL);
+    json_add(json, "seconds", result_json(measurement_seconds(m), 1));
+    if (m->read.count == 0) return json;
+    json_add(json, "gb_per_s", result_json(measurement_bytes_rate(m), 1e-9));
+    json_add(json, "gop_per_s", result_json(measurement_operations_rate(m), 1e-9));
+    json_add(json, "unit", json_string(limits_name(m->work.unit)));
+    json_add(json, "share_of_read", result_json(measurement_share_of_read(m), 1));
+    json_add(json, "share_of_peak", result_json(measurement_share_of_peak(m), 1));
+    json_add(json, "share", result_json(measurement_share(m), 1));
+    return json;
+}
