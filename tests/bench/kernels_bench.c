@@ -11,7 +11,7 @@
 struct kernels_options {
     uint64_t thread_count;
     const char *variant;
-    const char *weights, *kv;
+    const char *weights, *activations, *kv;
     const char *only;
     double seconds;
     bool as_json;
@@ -102,7 +102,8 @@ static void parts_run(const struct kernels_options *options, const struct kernel
     json_add(json, "benchmark", json_string("kernels"));
     json_add(json, "threads", json_integer(backend_thread_count(bench->backend)));
     json_add(json, "kernel", json_string(backend_variant(bench->backend)));
-    json_add(json, "weights", json_string(dtype_name(bench->weight_dtype)));
+    json_add(json, "weights", json_string(options->weights));
+    json_add(json, "activations", json_string(options->activations));
     json_add(json, "kv", json_string(dtype_name(bench->kv_dtype)));
     printf("%s kernels, threads: %u\n", backend_variant(bench->backend),
            backend_thread_count(bench->backend));
@@ -123,8 +124,11 @@ static enum options_result options_read(int argc, char **argv, struct kernels_op
          "threads of the backend and of the limits (default: all cores)", 1,
          (double)limits_core_count()},
         {"kernel", OPTION_TEXT, &o->variant, "NAME",
-         "auto, avx512, avx2, portable or reference (default auto)", 0, 0},
-        {"weights", OPTION_TEXT, &o->weights, "TYPE", "f32, bf16 or f16 (default bf16)", 0, 0},
+         "auto, avx512bf16, avx512, avx2, portable or reference (default auto)", 0, 0},
+        {"weights", OPTION_TEXT, &o->weights, "TYPE",
+         "f32, bf16, f16, int8 (inputs too) or int8-weight-only (default bf16)", 0, 0},
+        {"activations", OPTION_TEXT, &o->activations, "TYPE",
+         "f32, or bf16: products round their inputs to it (default f32)", 0, 0},
         {"kv", OPTION_TEXT, &o->kv, "TYPE", "f32, bf16 or f16 (default bf16)", 0, 0},
         {"only", OPTION_TEXT, &o->only, "PART", "linear (default: all)", 0, 0},
         {"seconds", OPTION_NUMBER, &o->seconds, "S", "for each point (default 0.5)", 0, 3600},
@@ -141,14 +145,36 @@ static enum options_result options_read(int argc, char **argv, struct kernels_op
     return options_parse(&options, argc, argv, &positional_count);
 }
 
+// What --weights and --activations mean for products.
+static bool products_choose(const struct kernels_options *options, struct kernels_bench *bench) {
+    bool with_f32 = strcmp(options->activations, "f32") == 0;
+    bench->x_dtype = with_f32 ? DTYPE_F32 : DTYPE_BF16;
+    if (!with_f32 && strcmp(options->activations, "bf16") != 0) return false;
+    if (strncmp(options->weights, "int8", 4) != 0)
+        return dtype_parse(options->weights, &bench->weight_dtype);
+    bench->weight_dtype = DTYPE_I8;
+    if (strcmp(options->weights, "int8-weight-only") == 0) return with_f32;
+    bench->x_dtype = DTYPE_I8;
+    return strcmp(options->weights, "int8") == 0;
+}
+
+static enum limit products_unit(const struct kernels_bench *bench) {
+    if (bench->x_dtype == DTYPE_I8 && limits_has(LIMIT_INT8)) return LIMIT_INT8;
+    bool has_pairs = strcmp(backend_variant(bench->backend), "avx512bf16") == 0;
+    if (bench->x_dtype == DTYPE_BF16 && bench->weight_dtype == DTYPE_BF16 && has_pairs)
+        return LIMIT_BF16;
+    return LIMIT_F32;
+}
+
 static bool options_check(const struct kernels_options *options, struct kernels_bench *bench) {
     bool is_part = false;
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
         is_part = is_part || is_wanted(options, parts[i].name);
     if (!is_part)
         fprintf(stderr, "kernels_bench: --only is '%s', see --help\n", options->only);
-    else if (!dtype_parse(options->weights, &bench->weight_dtype))
-        fprintf(stderr, "kernels_bench: --weights is '%s', see --help\n", options->weights);
+    else if (!products_choose(options, bench))
+        fprintf(stderr, "kernels_bench: --weights '%s' with --activations '%s', see --help\n",
+                options->weights, options->activations);
     else if (!dtype_parse(options->kv, &bench->kv_dtype))
         fprintf(stderr, "kernels_bench: --kv is '%s', see --help\n", options->kv);
     else
@@ -160,6 +186,7 @@ int main(int argc, char **argv) {
     struct kernels_options options = {.thread_count = limits_core_count(),
                                       .variant = "auto",
                                       .weights = "bf16",
+                                      .activations = "f32",
                                       .kv = "bf16",
                                       .seconds = 0.5};
     struct kernels_bench bench = {0};
@@ -176,6 +203,7 @@ int main(int argc, char **argv) {
         limits_close(bench.limits);
         return 1;
     }
+    bench.unit = products_unit(&bench);
     parts_run(&options, &bench);
     backend_close(bench.backend);
     limits_close(bench.limits);

@@ -7,7 +7,9 @@
 struct kernels_bench {
     struct backend *backend;
     struct limits *limits;
-    enum dtype weight_dtype;
+    enum dtype weight_dtype; // DTYPE_I8: made with backend_quantize()
+    enum dtype x_dtype;      // what products round their inputs to
+    enum limit unit;         // what computes such products here
     enum dtype kv_dtype;
     double seconds; // for each point
 };

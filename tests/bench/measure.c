@@ -51,13 +51,17 @@ static double sample_take(struct timed *timed, double expected_seconds) {
     return seconds / (double)count;
 }
 
-struct pair {
-    double read, peak;
+struct rates {
+    double read, peak, f32;
 };
 
-static struct pair limits_take(struct limits *limits, enum limit unit) {
-    if (limits == NULL) return (struct pair){0, 0};
-    return (struct pair){limits_measure(limits, LIMIT_READ), limits_measure(limits, unit)};
+static struct rates limits_take(struct limits *limits, enum limit unit) {
+    struct rates rates = {0, 0, 0};
+    if (limits == NULL) return rates;
+    rates.read = limits_measure(limits, LIMIT_READ);
+    rates.f32 = limits_measure(limits, LIMIT_F32);
+    rates.peak = unit == LIMIT_F32 ? rates.f32 : limits_measure(limits, unit);
+    return rates;
 }
 
 void measure(struct limits *limits, double seconds, const struct work *work, call_fn *call,
@@ -67,14 +71,15 @@ void measure(struct limits *limits, double seconds, const struct work *work, cal
     out->work = *work;
     double end = now() + seconds;
     double expected_seconds = calls_calibrate(&timed);
-    struct pair before = limits_take(limits, work->unit);
+    struct rates before = limits_take(limits, work->unit);
     while (out->seconds.count < MEASURE_SAMPLE_COUNT_MIN ||
            (now() < end && out->seconds.count < SAMPLE_COUNT_MAX)) {
         samples_add(&out->seconds, sample_take(&timed, expected_seconds));
         if (limits == NULL) continue;
-        struct pair after = limits_take(limits, work->unit);
+        struct rates after = limits_take(limits, work->unit);
         samples_add(&out->read, (before.read + after.read) / 2);
         samples_add(&out->peak, (before.peak + after.peak) / 2);
+        samples_add(&out->f32, (before.f32 + after.f32) / 2);
         before = after;
     }
 }
@@ -101,28 +106,37 @@ static double roofline_seconds(const struct work *work, double read, double peak
     return read_seconds > peak_seconds ? read_seconds : peak_seconds;
 }
 
-static struct result share_of(const struct measurement *m, bool of_read, bool of_peak) {
+static const struct samples no_samples;
+
+static double sample_at(const struct samples *samples, uint32_t index) {
+    return index < samples->count ? samples->values[index] : 0;
+}
+
+static struct result share_of(const struct measurement *m, const struct samples *read,
+                              const struct samples *peak) {
     struct samples shares = {.count = 0};
     for (uint32_t i = 0; i < m->read.count; i++) {
-        double roofline = roofline_seconds(&m->work, of_read ? m->read.values[i] : 0,
-                                           of_peak ? m->peak.values[i] : 0);
+        double roofline = roofline_seconds(&m->work, sample_at(read, i), sample_at(peak, i));
         samples_add(&shares, roofline / m->seconds.values[i]);
     }
-    double best = roofline_seconds(&m->work, of_read ? samples_greatest(&m->read) : 0,
-                                   of_peak ? samples_greatest(&m->peak) : 0);
+    double best = roofline_seconds(&m->work, samples_greatest(read), samples_greatest(peak));
     return (struct result){best / samples_least(&m->seconds), samples_median(&shares)};
 }
 
 struct result measurement_share(const struct measurement *m) {
-    return share_of(m, true, true);
+    return share_of(m, &m->read, &m->peak);
 }
 
 struct result measurement_share_of_read(const struct measurement *m) {
-    return share_of(m, true, false);
+    return share_of(m, &m->read, &no_samples);
 }
 
 struct result measurement_share_of_peak(const struct measurement *m) {
-    return share_of(m, false, true);
+    return share_of(m, &no_samples, &m->peak);
+}
+
+struct result measurement_share_of_f32(const struct measurement *m) {
+    return share_of(m, &no_samples, &m->f32);
 }
 
 // -- JSON -----------------------------------------------------------------------------------------
@@ -149,6 +163,7 @@ json_t *measurement_json(const struct measurement *m) {
     json_add(json, "unit", json_string(limits_name(m->work.unit)));
     json_add(json, "share_of_read", result_json(measurement_share_of_read(m), 1));
     json_add(json, "share_of_peak", result_json(measurement_share_of_peak(m), 1));
+    json_add(json, "share_of_f32", result_json(measurement_share_of_f32(m), 1));
     json_add(json, "share", result_json(measurement_share(m), 1));
     return json;
 }

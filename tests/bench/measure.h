@@ -19,7 +19,8 @@ struct measurement {
     // Sample i of each belongs together: seconds of a call, and the limits right before and after.
     struct samples seconds;
     struct samples read; // empty without limits
-    struct samples peak;
+    struct samples peak; // of work.unit
+    struct samples f32;  // the f32 peak
 };
 
 // Does the work once. `index` counts the calls of a measurement, so that each can take other data.
@@ -40,14 +41,17 @@ struct result measurement_seconds(const struct measurement *m);
 struct result measurement_bytes_rate(const struct measurement *m);
 struct result measurement_operations_rate(const struct measurement *m);
 // The roofline's time over the time taken: with the limits of memory and of work.unit, or of one of
-// them alone. best: of the best limits and the best time; median: of the shares of each sample.
+// them alone, or of f32 whatever the unit. best: of the best limits and the best time; median: of
+// the shares of each sample.
 struct result measurement_share(const struct measurement *m);
 struct result measurement_share_of_read(const struct measurement *m);
 struct result measurement_share_of_peak(const struct measurement *m);
+struct result measurement_share_of_f32(const struct measurement *m);
 
 // {"best": x, "median": y}, both times `scale`.
 json_t *result_json(struct result result, double scale);
-// {"seconds":, "gb_per_s":, "gop_per_s":, "share_of_read":, "share_of_peak":, "share":}
+// {"seconds":, "gb_per_s":, "gop_per_s":, "unit":, "share_of_read":, "share_of_peak":,
+// "share_of_f32":, "share":}
 json_t *measurement_json(const struct measurement *m);
 // Adds name: value to object, which takes the value. Aborts when there is no memory.
 void json_add(json_t *object, const char *name, json_t *value);
