@@ -118,8 +118,17 @@ enum status backend_cpu_open(const struct backend_config *config, struct backend
     backend->linear_i8 = has_vnni() && backend->kernels->linear_i8_vnni != NULL
                              ? backend->kernels->linear_i8_vnni
                              : backend->kernels->linear_i8;
+    size_t attention_bytes = attention_memory_bytes(team_thread_count(backend->team));
+    backend->attention_memory = pages_map(attention_bytes);
+    if (backend->attention_memory == NULL) {
+        status = error_set(error, STATUS_NO_MEMORY, "no memory for %zu bytes of partial attention",
+                           attention_bytes);
+        goto unmap_scratch;
+    }
     *backend_out = backend;
     return STATUS_OK;
+unmap_scratch:
+    pages_unmap(backend->scratch, backend->scratch_bytes);
 close_team:
     team_close(backend->team);
 free_backend:
@@ -130,6 +139,7 @@ free_backend:
 void backend_close(struct backend *backend) {
     if (backend == NULL) return;
     pages_unmap(backend->pack, backend->pack_bytes);
+    pages_unmap(backend->attention_memory, attention_memory_bytes(backend_thread_count(backend)));
     pages_unmap(backend->scratch, backend->scratch_bytes);
     team_close(backend->team);
     free(backend);

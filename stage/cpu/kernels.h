@@ -9,12 +9,7 @@
 
 #include "base/limits.h"
 #include "stage/backend.h"
-
-enum {
-    // Queries (a row's head each) of one sequence and KV head that are computed together, so that a
-    // block of keys and values is read once for all of them.
-    ATTENTION_QUERY_COUNT = 32,
-};
+#include "stage/cpu/attention.h"
 
 // out[r][o] = sum over i of x[r][i] * weight[o][i] + bias[o]; shapes as in backend_linear().
 struct linear_job {
@@ -57,19 +52,6 @@ static inline size_t i8_group_count(size_t column_count) {
     return (column_count + I8_GROUP_INPUTS - 1) / I8_GROUP_INPUTS;
 }
 
-// Queries query_first .. query_first + query_count - 1 of a sequence and KV head. Query i is head
-// kv_head * group + i % group of the sequence's row i / group, group = heads / KV heads.
-struct attention_job {
-    const struct attention_shape *shape;
-    const struct batch_sequence *sequence;
-    const struct kv_layer *kv;
-    const float *q;
-    float *out;
-    uint32_t kv_head;
-    uint32_t query_first;
-    uint32_t query_count; // at most ATTENTION_QUERY_COUNT
-};
-
 typedef void linear_fn(const struct linear_job *job, uint32_t output_first, uint32_t output_end,
                        void *scratch);
 // Rows row_first .. row_end - 1 of job->x into job->packed.
@@ -98,7 +80,17 @@ struct kernels {
     // Blocks block_first .. block_end - 1 of backend_quantize().
     void (*quantize)(const struct tensor *source, uint32_t block_first, uint32_t block_end,
                      void *out);
-    void (*attention)(const struct attention_job *job, void *scratch);
+    // The partial of one span. Queries whose position is before it are left out here and below:
+    // theirs are neither read nor written.
+    void (*attention_span)(const struct attention_job *job, uint32_t span,
+                           const struct attention_partial *partial, void *scratch);
+    // Adds the partial of `span` to the one of all spans before it.
+    void (*attention_merge)(const struct attention_job *job, uint32_t span,
+                            const struct attention_partial *merged,
+                            const struct attention_partial *partial);
+    // The job's queries in `out`, when all spans are merged.
+    void (*attention_finish)(const struct attention_job *job,
+                             const struct attention_partial *merged);
     // Rows of backend_rms_norm().
     void (*rms_norm)(const struct tensor *weight, float epsilon, const float *x, uint32_t row_count,
                      float *out);
@@ -115,15 +107,6 @@ extern const struct kernels kernels_portable;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avx512bf16;
-
-// Where a block's cells of one KV head begin, in elements, in both `keys` and `values`. Inside,
-// values are (position, head_size) and keys (head_size, position): so the scores of neighbouring
-// positions are neighbouring lanes, and a lane beyond the last position cannot touch the others.
-static inline size_t kv_block_offset(const struct attention_shape *shape, uint32_t block,
-                                     uint32_t kv_head) {
-    return ((size_t)block * shape->kv_head_count + kv_head) * KV_BLOCK_POSITION_COUNT *
-           shape->head_size;
-}
 
 // Where quantization rounds: |x| <= largest goes to -127 .. 127. Values below 2^-100 are zeros.
 static inline float i8_scale(float largest) {

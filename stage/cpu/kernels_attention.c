@@ -5,6 +5,10 @@
 // whatever the cell holds, but its score is replaced before anything is summed, and values are read
 // only up to the query's position. So cells beyond it have no influence, whatever they hold, and
 // neither have the other queries of a tile.
+//
+// Keys and values are widened in registers, once for the queries of a tile. In prefill the tiles of
+// a job find a span's cells in the second-level cache; in decode there is one tile, and the blocks
+// behind the one in use are fetched meanwhile: they are anywhere, no processor could guess where.
 #include <assert.h>
 #include <math.h>
 
@@ -13,251 +17,351 @@
 
 enum {
     BLOCK_VECTORS = KV_BLOCK_POSITION_COUNT / LANES,
-    // Vectors of a value whose sums are in registers at a time, for each query of a tile.
-    VALUE_VECTORS = 4,
+    // Vectors of scores, and of a value, whose sums are in registers at a time for each query; for
+    // half of TILE_QUERIES twice as many of a value.
+    SCORE_VECTORS = 2,
+    VALUE_VECTORS = 2,
+    // Positions whose values are summed before the sums go back to memory.
+    VALUE_POSITION_COUNT = 2 * KV_BLOCK_POSITION_COUNT,
+    CACHE_LINE_BYTES = 64,
+    // Blocks ahead that are fetched: early, and twice, because a processor drops such wishes when
+    // its queues are full.
+    AHEAD_COUNT = 2,
 };
 
-static_assert(KV_BLOCK_POSITION_COUNT % LANES == 0, "a block is whole vectors");
-static_assert(MODEL_HEAD_SIZE_MAX % LANES == 0, "padded head sizes fit");
+static_assert(BLOCK_VECTORS % SCORE_VECTORS == 0, "a block is whole parts");
+static_assert(ATTENTION_STATE_UNIT % LANES == 0, "a state is whole vectors");
 
-// Queries that are computed together, in order of position, against one block.
-struct query_tile {
-    const float *queries[TILE_QUERIES];     // head_size each
-    uint32_t position_counts[TILE_QUERIES]; // of the block, seen by the query; at least 1
-    float *states[TILE_QUERIES];            // padded head_size each: the weighted sum of values
-    float *largest;                         // one a query, as sum and shrink
-    float *sum;
-    float *shrink;
-    float (*scores)[KV_BLOCK_POSITION_COUNT];
-};
-
-// A block as f32.
-struct f32_block {
-    const float *keys;   // (head_size, KV_BLOCK_POSITION_COUNT)
-    const float *values; // (position, value_stride)
-    size_t value_stride; // whole vectors
+// The cells of a span in the order of their use: its blocks' keys, their values, and some that are
+// used after them.
+struct span {
+    const char *cells[2 * ATTENTION_SPAN_BLOCK_COUNT + AHEAD_COUNT];
+    uint32_t block_count;
     uint32_t head_size;
+    enum dtype dtype;
 };
 
-// scores[q][t] = queries[q] . keys[.][t] / sqrt(head_size)
-static ALWAYS_INLINE void tile_scores(const struct query_tile *tile, const struct f32_block *block,
-                                      int query_count) {
-    vf sums[TILE_QUERIES][BLOCK_VECTORS];
-    for (int q = 0; q < query_count; q++) {
-        for (int v = 0; v < BLOCK_VECTORS; v++) {
+// Queries that are computed together, in order of position.
+struct query_tile {
+    struct attention_scratch *scratch;
+    uint32_t query_count;
+    uint32_t position_counts[TILE_QUERIES]; // of the span, seen by the query; at least 1
+    float *states;                          // of the first query; others follow at state_stride
+    size_t state_stride;
+};
+
+// As dtype_size_bytes(), but a constant where the dtype is one.
+static ALWAYS_INLINE size_t element_bytes(enum dtype dtype) {
+    return dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+static ALWAYS_INLINE void prefetch_ahead(const char *const *cells, size_t offset,
+                                         size_t size_bytes) {
+    for (int i = 1; i <= AHEAD_COUNT; i++) {
+        for (size_t byte = 0; byte < size_bytes; byte += CACHE_LINE_BYTES) {
+            prefetch((uintptr_t)(cells[i] + offset + byte));
+        }
+    }
+}
+
+// scores[q][t] = queries[q] . keys[.][t] for SCORE_VECTORS vectors of a block, first_byte bytes
+// into each of its rows. The same places of the blocks ahead are fetched.
+static ALWAYS_INLINE void part_scores(const struct attention_scratch *scratch,
+                                      const char *const *cells, size_t first_byte,
+                                      uint32_t head_size, enum dtype dtype, int query_count,
+                                      float *scores) {
+    const char *keys = cells[0];
+    size_t row_bytes = KV_BLOCK_POSITION_COUNT * element_bytes(dtype);
+    vf sums[TILE_QUERIES][SCORE_VECTORS];
+    UNROLL for (int q = 0; q < query_count; q++) {
+        UNROLL for (int v = 0; v < SCORE_VECTORS; v++) {
             sums[q][v] = vf_zero();
         }
     }
-    const float *keys = block->keys;
-    for (uint32_t d = 0; d < block->head_size; d++, keys += KV_BLOCK_POSITION_COUNT) {
-        for (int q = 0; q < query_count; q++) {
-            vf x = vf_set(tile->queries[q][d]);
-            for (int v = 0; v < BLOCK_VECTORS; v++) {
-                sums[q][v] = vf_fma(x, vf_load(keys + v * LANES), sums[q][v]);
+    size_t offset = first_byte;
+    for (uint32_t d = 0; d < head_size; d++, offset += row_bytes) {
+        vf key[SCORE_VECTORS];
+        UNROLL for (int v = 0; v < SCORE_VECTORS; v++) {
+            key[v] = vf_load_as(keys + offset, dtype, v * LANES);
+        }
+        prefetch_ahead(cells, offset, SCORE_VECTORS * LANES * element_bytes(dtype));
+        UNROLL for (int q = 0; q < query_count; q++) {
+            vf x = vf_set(scratch->queries[q][d]);
+            UNROLL for (int v = 0; v < SCORE_VECTORS; v++) {
+                sums[q][v] = vf_fma(x, key[v], sums[q][v]);
             }
         }
     }
-    vf scale = vf_set(1.0f / sqrtf((float)block->head_size));
-    for (int q = 0; q < query_count; q++) {
-        for (int v = 0; v < BLOCK_VECTORS; v++) {
-            vf_store(tile->scores[q] + v * LANES, vf_mul(sums[q][v], scale));
+    UNROLL for (int q = 0; q < query_count; q++) {
+        UNROLL for (int v = 0; v < SCORE_VECTORS; v++) {
+            vf_store(scores + q * ATTENTION_SCORE_STRIDE + v * LANES, sums[q][v]);
         }
     }
 }
 
-// Turns a query's scores into exp(score - largest so far), 0 for positions that it does not see,
-// and corrects the sum; shrink is what earlier sums must be multiplied by.
-static void query_softmax(const struct query_tile *tile, int q) {
-    float *scores = tile->scores[q];
-    for (uint32_t t = tile->position_counts[q]; t < KV_BLOCK_POSITION_COUNT; t++) {
+static ALWAYS_INLINE void tile_scores(const struct query_tile *tile, const struct span *span,
+                                      int query_count, enum dtype dtype) {
+    uint32_t position_count = tile->position_counts[query_count - 1];
+    size_t part_bytes = SCORE_VECTORS * LANES * element_bytes(dtype);
+    for (uint32_t b = 0; b * KV_BLOCK_POSITION_COUNT < position_count; b++) {
+        float *scores = tile->scratch->scores[0] + b * KV_BLOCK_POSITION_COUNT;
+        for (int part = 0; part < BLOCK_VECTORS / SCORE_VECTORS; part++) {
+            part_scores(tile->scratch, span->cells + b, part * part_bytes, span->head_size, dtype,
+                        query_count, scores + part * SCORE_VECTORS * LANES);
+        }
+    }
+}
+
+// Turns a query's scores into exp(score - largest), 0 for positions of its last vector that it does
+// not see.
+static void query_softmax(float *scores, uint32_t position_count, float *largest_out,
+                          float *sum_out) {
+    uint32_t padded_count = (position_count + LANES - 1) / LANES * LANES;
+    for (uint32_t t = position_count; t < padded_count; t++) {
         scores[t] = -INFINITY;
     }
     vf best = vf_load(scores);
-    for (int v = 1; v < BLOCK_VECTORS; v++) {
-        best = vf_max(best, vf_load(scores + v * LANES));
+    for (uint32_t t = LANES; t < padded_count; t += LANES) {
+        best = vf_max(best, vf_load(scores + t));
     }
-    float before = tile->largest[q];
     float largest = vf_largest(best);
-    if (before > largest) largest = before;
-    float shrink[LANES];
-    vf_store(shrink, vf_exp(vf_set(before - largest)));
+    vf offset = vf_set(largest);
     vf sum = vf_zero();
-    for (int v = 0; v < BLOCK_VECTORS; v++) {
-        vf weight = vf_exp(vf_sub(vf_load(scores + v * LANES), vf_set(largest)));
-        vf_store(scores + v * LANES, weight);
+    for (uint32_t t = 0; t < padded_count; t += LANES) {
+        vf weight = vf_exp(vf_sub(vf_load(scores + t), offset));
+        vf_store(scores + t, weight);
         sum = vf_add(sum, weight);
     }
-    tile->sum[q] = tile->sum[q] * shrink[0] + vf_sum(sum);
-    tile->largest[q] = largest;
-    tile->shrink[q] = shrink[0];
+    *largest_out = largest;
+    *sum_out = vf_sum(sum);
 }
 
-// states[q] = states[q] * shrink[q] + sum over t of scores[q][t] * values[t], for vector_count
-// vectors from element d on. Positions that all queries see are done together, then the rest of
-// each query; t rises for all.
-static ALWAYS_INLINE void tile_values_part(const struct query_tile *tile,
-                                           const struct f32_block *block, size_t d, int query_count,
-                                           int vector_count) {
-    vf sums[TILE_QUERIES][VALUE_VECTORS];
-    for (int q = 0; q < query_count; q++) {
-        for (int v = 0; v < vector_count; v++) {
-            vf state = vf_load(tile->states[q] + d + v * LANES);
-            sums[q][v] = vf_mul(state, vf_set(tile->shrink[q]));
+// LANES elements of a value, or the first `part` of them when it is not 0.
+static ALWAYS_INLINE vf value_load(const char *value, enum dtype dtype, size_t index, size_t part) {
+    if (part != 0) return vf_load_part_as(value, dtype, index, part);
+    return vf_load_as(value, dtype, index);
+}
+
+// Positions first .. end - 1 of the span for query_count queries from query `query` on:
+//   state[q] += sum over t of scores[q][t] * values[t], t rising
+// for vector_count vectors from element d on, or a `part` of one. The same places of the blocks
+// ahead are fetched.
+static ALWAYS_INLINE void part_values(const struct query_tile *tile, const struct span *span,
+                                      int query, uint32_t first, uint32_t end, size_t d,
+                                      size_t part, enum dtype dtype, int query_count,
+                                      int vector_count) {
+    size_t row_bytes = span->head_size * element_bytes(dtype);
+    vf sums[TILE_QUERIES][2 * VALUE_VECTORS];
+    float *states = tile->states + query * tile->state_stride + d;
+    UNROLL for (int q = 0; q < query_count; q++) {
+        UNROLL for (int v = 0; v < vector_count; v++) {
+            sums[q][v] = vf_load(states + q * tile->state_stride + v * LANES);
         }
     }
-    uint32_t common_count = tile->position_counts[0];
-    for (uint32_t t = 0; t < common_count; t++) {
-        const float *value = block->values + t * block->value_stride + d;
-        for (int q = 0; q < query_count; q++) {
-            vf weight = vf_set(tile->scores[q][t]);
-            for (int v = 0; v < vector_count; v++) {
-                sums[q][v] = vf_fma(weight, vf_load(value + v * LANES), sums[q][v]);
+    const float *scores = tile->scratch->scores[query];
+    while (first < end) {
+        uint32_t block_end = (first / KV_BLOCK_POSITION_COUNT + 1) * KV_BLOCK_POSITION_COUNT;
+        if (block_end > end) block_end = end;
+        const char *const *cells =
+            span->cells + span->block_count + first / KV_BLOCK_POSITION_COUNT;
+        const char *values = cells[0];
+        size_t offset = first % KV_BLOCK_POSITION_COUNT * row_bytes + d * element_bytes(dtype);
+        for (; first < block_end; first++, offset += row_bytes) {
+            vf value[2 * VALUE_VECTORS];
+            UNROLL for (int v = 0; v < vector_count; v++) {
+                value[v] = value_load(values + offset, dtype, v * LANES, part);
+            }
+            prefetch_ahead(cells, offset, vector_count * LANES * element_bytes(dtype));
+            UNROLL for (int q = 0; q < query_count; q++) {
+                vf weight = vf_set(scores[q * ATTENTION_SCORE_STRIDE + first]);
+                UNROLL for (int v = 0; v < vector_count; v++) {
+                    sums[q][v] = vf_fma(weight, value[v], sums[q][v]);
+                }
             }
         }
     }
-    for (int q = 0; q < query_count; q++) {
-        for (uint32_t t = common_count; t < tile->position_counts[q]; t++) {
-            const float *value = block->values + t * block->value_stride + d;
-            vf weight = vf_set(tile->scores[q][t]);
-            for (int v = 0; v < vector_count; v++) {
-                sums[q][v] = vf_fma(weight, vf_load(value + v * LANES), sums[q][v]);
-            }
-        }
-        for (int v = 0; v < vector_count; v++) {
-            vf_store(tile->states[q] + d + v * LANES, sums[q][v]);
+    UNROLL for (int q = 0; q < query_count; q++) {
+        UNROLL for (int v = 0; v < vector_count; v++) {
+            vf_store(states + q * tile->state_stride + v * LANES, sums[q][v]);
         }
     }
 }
 
-static ALWAYS_INLINE void tile_attend(const struct query_tile *tile, const struct f32_block *block,
-                                      int query_count) {
-    tile_scores(tile, block, query_count);
-    for (int q = 0; q < query_count; q++) {
-        query_softmax(tile, q);
-    }
+static ALWAYS_INLINE void range_values(const struct query_tile *tile, const struct span *span,
+                                       int query, uint32_t first, uint32_t end, enum dtype dtype,
+                                       int query_count) {
+    size_t size = span->head_size;
     size_t d = 0;
-    for (; d + VALUE_VECTORS * LANES <= block->value_stride; d += VALUE_VECTORS * LANES) {
-        tile_values_part(tile, block, d, query_count, VALUE_VECTORS);
-    }
-    for (; d < block->value_stride; d += LANES) {
-        tile_values_part(tile, block, d, query_count, 1);
-    }
-}
-
-// A copy for each number of queries, so that the sums are registers.
-static __attribute__((noinline)) void
-tile_dispatch(const struct query_tile *tile, const struct f32_block *block, uint32_t query_count) {
-    if (query_count == 1) {
-        tile_attend(tile, block, 1);
-        return;
-    }
-#define TILE_CASE(count)                                                                           \
-    if (count <= TILE_QUERIES && query_count == count) tile_attend(tile, block, count)
-    TILE_CASE(2);
-    TILE_CASE(3);
-    TILE_CASE(4);
-#undef TILE_CASE
-}
-
-static void widen(const void *data, enum dtype dtype, size_t first, size_t count, float *out) {
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        vf_store(out + i, vf_load_as(data, dtype, first + i));
-    }
-    if (i == count) return;
-    vf_store(out + i, vf_load_part_as(data, dtype, first + i, count - i));
-}
-
-// The block that holds position `first`, widened into the scratch unless it can be read in place.
-// position_count of its positions are seen by some query.
-static struct f32_block block_open(const struct attention_job *job, uint32_t first,
-                                   uint32_t position_count, struct attention_scratch *scratch) {
-    const struct kv_layer *kv = job->kv;
-    uint32_t head_size = job->shape->head_size;
-    uint32_t id = job->sequence->blocks[first / KV_BLOCK_POSITION_COUNT];
-    size_t cell = kv_block_offset(job->shape, id, job->kv_head);
-    struct f32_block block = {.head_size = head_size};
-    block.value_stride = (head_size + LANES - 1) / LANES * LANES;
-    if (kv->dtype == DTYPE_F32) {
-        block.keys = (const float *)kv->keys + cell;
-    } else {
-        size_t count = (size_t)head_size * KV_BLOCK_POSITION_COUNT;
-        widen(kv->keys, kv->dtype, cell, count, scratch->keys);
-        block.keys = scratch->keys;
-    }
-    if (kv->dtype == DTYPE_F32 && block.value_stride == head_size) {
-        block.values = (const float *)kv->values + cell;
-        return block;
-    }
-    for (uint32_t t = 0; t < position_count; t++) {
-        size_t value = cell + (size_t)t * head_size;
-        widen(kv->values, kv->dtype, value, head_size, scratch->values + t * block.value_stride);
-    }
-    block.values = scratch->values;
-    return block;
-}
-
-// Position of the job's query i.
-static uint32_t query_position(const struct attention_job *job, uint32_t i) {
-    uint32_t group = job->shape->head_count / job->shape->kv_head_count;
-    return job->sequence->position_first + (job->query_first + i) / group;
-}
-
-// Offset of the job's query i in q and out.
-static size_t query_offset(const struct attention_job *job, uint32_t i) {
-    const struct attention_shape *shape = job->shape;
-    uint32_t group = shape->head_count / shape->kv_head_count;
-    size_t row = job->sequence->row_first + (job->query_first + i) / group;
-    size_t head = job->kv_head * group + (job->query_first + i) % group;
-    return (row * shape->head_count + head) * shape->head_size;
-}
-
-// All queries that see position `first`, against its block.
-static void block_attend(const struct attention_job *job, uint32_t first,
-                         struct attention_scratch *scratch) {
-    uint32_t seen = query_position(job, job->query_count - 1) - first + 1;
-    if (seen > KV_BLOCK_POSITION_COUNT) seen = KV_BLOCK_POSITION_COUNT;
-    struct f32_block block = block_open(job, first, seen, scratch);
-    uint32_t i = 0;
-    while (query_position(job, i) < first) {
-        i++;
-    }
-    while (i < job->query_count) {
-        uint32_t count = job->query_count - i < TILE_QUERIES ? job->query_count - i : TILE_QUERIES;
-        struct query_tile tile = {.largest = scratch->largest + i,
-                                  .sum = scratch->sum + i,
-                                  .shrink = scratch->shrink + i,
-                                  .scores = scratch->scores};
-        for (uint32_t q = 0; q < count; q++) {
-            uint32_t positions = query_position(job, i + q) - first + 1;
-            tile.position_counts[q] =
-                positions < KV_BLOCK_POSITION_COUNT ? positions : KV_BLOCK_POSITION_COUNT;
-            tile.queries[q] = job->q + query_offset(job, i + q);
-            tile.states[q] = scratch->state + (i + q) * block.value_stride;
+    if (2 * query_count <= TILE_QUERIES) {
+        for (; d + 2 * VALUE_VECTORS * LANES <= size; d += 2 * VALUE_VECTORS * LANES) {
+            part_values(tile, span, query, first, end, d, 0, dtype, query_count, 2 * VALUE_VECTORS);
         }
-        tile_dispatch(&tile, &block, count);
-        i += count;
+    }
+    for (; d + VALUE_VECTORS * LANES <= size; d += VALUE_VECTORS * LANES) {
+        part_values(tile, span, query, first, end, d, 0, dtype, query_count, VALUE_VECTORS);
+    }
+    for (; d + LANES <= size; d += LANES) {
+        part_values(tile, span, query, first, end, d, 0, dtype, query_count, 1);
+    }
+    if (d == size) return;
+    part_values(tile, span, query, first, end, d, size - d, dtype, query_count, 1);
+}
+
+static __attribute__((noinline)) void query_values(const struct query_tile *tile,
+                                                   const struct span *span, int query,
+                                                   uint32_t first, enum dtype dtype) {
+    range_values(tile, span, query, first, tile->position_counts[query], dtype, 1);
+}
+
+// Positions that all queries see are done together, then the rest of each query.
+static ALWAYS_INLINE void tile_values(const struct query_tile *tile, const struct span *span,
+                                      int query_count, enum dtype dtype) {
+    uint32_t common = tile->position_counts[0];
+    for (uint32_t first = 0; first < common; first += VALUE_POSITION_COUNT) {
+        uint32_t end = first + VALUE_POSITION_COUNT;
+        if (end > common) end = common;
+        range_values(tile, span, 0, first, end, dtype, query_count);
+    }
+    for (int q = 1; q < query_count; q++) {
+        if (tile->position_counts[q] > common) query_values(tile, span, q, common, dtype);
     }
 }
 
-void VARIANT(attention)(const struct attention_job *job, void *memory) {
+// A copy for each number of queries, so that the sums are registers, and each dtype.
+#define TILE_CASE(work, count, dtype)                                                              \
+    if (count <= TILE_QUERIES && tile->query_count == count) work(tile, span, count, dtype)
+#define TILE_FUNCTION(work, name, dtype)                                                           \
+    static __attribute__((noinline)) void work##_##name(const struct query_tile *tile,             \
+                                                        const struct span *span) {                 \
+        TILE_CASE(work, 1, dtype);                                                                 \
+        TILE_CASE(work, 2, dtype);                                                                 \
+        TILE_CASE(work, 3, dtype);                                                                 \
+        TILE_CASE(work, 4, dtype);                                                                 \
+        TILE_CASE(work, 5, dtype);                                                                 \
+        TILE_CASE(work, 6, dtype);                                                                 \
+        TILE_CASE(work, 7, dtype);                                                                 \
+        TILE_CASE(work, 8, dtype);                                                                 \
+    }
+TILE_FUNCTION(tile_scores, f32, DTYPE_F32)
+TILE_FUNCTION(tile_scores, bf16, DTYPE_BF16)
+TILE_FUNCTION(tile_scores, f16, DTYPE_F16)
+TILE_FUNCTION(tile_values, f32, DTYPE_F32)
+TILE_FUNCTION(tile_values, bf16, DTYPE_BF16)
+TILE_FUNCTION(tile_values, f16, DTYPE_F16)
+static_assert(TILE_QUERIES <= 8, "every count has its copy");
+
+static void tile_attend(const struct query_tile *tile, const struct span *span, float *largest_out,
+                        float *sum_out) {
+    if (span->dtype == DTYPE_BF16) {
+        tile_scores_bf16(tile, span);
+    } else if (span->dtype == DTYPE_F16) {
+        tile_scores_f16(tile, span);
+    } else {
+        tile_scores_f32(tile, span);
+    }
+    for (uint32_t q = 0; q < tile->query_count; q++) {
+        query_softmax(tile->scratch->scores[q], tile->position_counts[q], largest_out + q,
+                      sum_out + q);
+    }
+    if (span->dtype == DTYPE_BF16) {
+        tile_values_bf16(tile, span);
+    } else if (span->dtype == DTYPE_F16) {
+        tile_values_f16(tile, span);
+    } else {
+        tile_values_f32(tile, span);
+    }
+}
+
+static const char *block_cells(const struct attention_job *job, const void *memory,
+                               uint32_t block_index) {
+    uint32_t block = job->sequence->blocks[block_index];
+    size_t offset = kv_block_offset(job->shape, block, job->kv_head);
+    return (const char *)memory + offset * element_bytes(job->kv->dtype);
+}
+
+static struct span span_open(const struct attention_job *job, uint32_t index) {
+    const struct kv_layer *kv = job->kv;
+    struct span span = {.head_size = job->shape->head_size, .dtype = kv->dtype};
+    uint32_t last = attention_position(job, job->query_count - 1) / KV_BLOCK_POSITION_COUNT;
+    uint32_t first = index * ATTENTION_SPAN_BLOCK_COUNT;
+    uint32_t count = last - first + 1;
+    if (count > ATTENTION_SPAN_BLOCK_COUNT) count = ATTENTION_SPAN_BLOCK_COUNT;
+    for (uint32_t b = 0; b < count; b++) {
+        span.cells[b] = block_cells(job, kv->keys, first + b);
+        span.cells[count + b] = block_cells(job, kv->values, first + b);
+    }
+    for (uint32_t b = 0; b < AHEAD_COUNT; b++) {
+        uint32_t next = first + count + b;
+        span.cells[2 * count + b] = block_cells(job, kv->keys, next < last ? next : last);
+    }
+    span.block_count = count;
+    return span;
+}
+
+static void query_scale(const float *query, uint32_t head_size, float *out) {
+    float scale = 1.0f / sqrtf((float)head_size);
+    for (uint32_t d = 0; d < head_size; d++) {
+        out[d] = query[d] * scale;
+    }
+}
+
+void VARIANT(attention_span)(const struct attention_job *job, uint32_t index,
+                             const struct attention_partial *partial, void *memory) {
     struct attention_scratch *scratch = memory;
+    struct span span = span_open(job, index);
+    struct query_tile tile = {.scratch = scratch, .state_stride = attention_stride(span.head_size)};
+    uint32_t position_first = index * ATTENTION_SPAN_POSITION_COUNT;
+    uint32_t i = attention_first_query(job, index);
+    for (; i < job->query_count; i += tile.query_count) {
+        tile.query_count = job->query_count - i;
+        if (tile.query_count > TILE_QUERIES) tile.query_count = TILE_QUERIES;
+        for (uint32_t q = 0; q < tile.query_count; q++) {
+            uint32_t count = attention_position(job, i + q) + 1 - position_first;
+            if (count > ATTENTION_SPAN_POSITION_COUNT) count = ATTENTION_SPAN_POSITION_COUNT;
+            tile.position_counts[q] = count;
+            query_scale(job->q + attention_offset(job, i + q), span.head_size, scratch->queries[q]);
+        }
+        tile.states = partial->state + i * tile.state_stride;
+        memset(tile.states, 0, tile.query_count * tile.state_stride * sizeof(float));
+        tile_attend(&tile, &span, partial->largest + i, partial->sum + i);
+    }
+}
+
+// A greater maximum m' makes exp(m - m') of what was summed under the maximum m.
+static void query_merge(size_t state_count, const float *state, float largest, float sum,
+                        float *merged_state, float *merged_largest, float *merged_sum) {
+    float before = *merged_largest;
+    float greatest = largest > before ? largest : before;
+    vf merged_scale = vf_exp(vf_set(before - greatest));
+    vf scale = vf_exp(vf_set(largest - greatest));
+    for (size_t d = 0; d < state_count; d += LANES) {
+        vf merged = vf_mul(vf_load(merged_state + d), merged_scale);
+        vf_store(merged_state + d, vf_fma(vf_load(state + d), scale, merged));
+    }
+    float lanes[LANES];
+    vf_store(lanes, vf_fma(vf_set(sum), scale, vf_mul(vf_set(*merged_sum), merged_scale)));
+    *merged_sum = lanes[0];
+    *merged_largest = greatest;
+}
+
+void VARIANT(attention_merge)(const struct attention_job *job, uint32_t span,
+                              const struct attention_partial *merged,
+                              const struct attention_partial *partial) {
+    size_t stride = attention_stride(job->shape->head_size);
+    for (uint32_t i = attention_first_query(job, span); i < job->query_count; i++) {
+        query_merge(stride, partial->state + i * stride, partial->largest[i], partial->sum[i],
+                    merged->state + i * stride, merged->largest + i, merged->sum + i);
+    }
+}
+
+void VARIANT(attention_finish)(const struct attention_job *job,
+                               const struct attention_partial *merged) {
     uint32_t head_size = job->shape->head_size;
-    size_t stride = (head_size + LANES - 1) / LANES * LANES;
     for (uint32_t i = 0; i < job->query_count; i++) {
-        scratch->largest[i] = -INFINITY;
-        scratch->sum[i] = 0;
-    }
-    memset(scratch->state, 0, job->query_count * stride * sizeof(float));
-    uint32_t last = query_position(job, job->query_count - 1);
-    for (uint32_t first = 0; first <= last; first += KV_BLOCK_POSITION_COUNT) {
-        block_attend(job, first, scratch);
-    }
-    for (uint32_t i = 0; i < job->query_count; i++) {
-        const float *state = scratch->state + i * stride;
-        float *out = job->out + query_offset(job, i);
+        const float *state = merged->state + i * attention_stride(head_size);
+        float *out = job->out + attention_offset(job, i);
         for (uint32_t d = 0; d < head_size; d++) {
-            out[d] = state[d] / scratch->sum[i];
+            out[d] = state[d] / merged->sum[i];
         }
     }
 }

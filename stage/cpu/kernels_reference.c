@@ -1,7 +1,6 @@
 // kernels_reference: the formulas as they are written, with sums in double. Slow; the other
 // variants are tested against it.
 #include <math.h>
-#include <string.h>
 
 #include "stage/cpu/kernels.h"
 
@@ -152,52 +151,80 @@ static void reference_scores(const struct attention_job *job, const float *query
     }
 }
 
-// One query over its positions, block by block, with the maximum m and the sum l of exponentials so
-// far: a new maximum m' rescales what is there by exp(m - m').
-static void reference_query(const struct attention_job *job, uint32_t position, const float *query,
-                            double *state, float *out) {
+// One query over its positions of a span, counted from the span's first.
+static void reference_query(const struct attention_job *job, uint32_t span, uint32_t position_count,
+                            const float *query, float *largest_out, float *sum_out,
+                            float *state_out) {
     uint32_t head_size = job->shape->head_size;
-    double largest = -INFINITY, sum = 0;
-    memset(state, 0, head_size * sizeof(*state));
-    for (uint32_t first = 0; first <= position; first += KV_BLOCK_POSITION_COUNT) {
-        uint32_t count = position - first + 1;
+    const uint32_t *blocks = job->sequence->blocks + span * ATTENTION_SPAN_BLOCK_COUNT;
+    double scores[ATTENTION_SPAN_POSITION_COUNT], largest = -INFINITY, sum = 0;
+    for (uint32_t t = 0; t < position_count; t += KV_BLOCK_POSITION_COUNT) {
+        uint32_t count = position_count - t;
         if (count > KV_BLOCK_POSITION_COUNT) count = KV_BLOCK_POSITION_COUNT;
-        uint32_t block = job->sequence->blocks[first / KV_BLOCK_POSITION_COUNT];
-        size_t cell = kv_block_offset(job->shape, block, job->kv_head);
-        double scores[KV_BLOCK_POSITION_COUNT];
-        reference_scores(job, query, cell, count, scores);
-        double before = largest;
-        for (uint32_t t = 0; t < count; t++) {
-            if (scores[t] > largest) largest = scores[t];
-        }
-        double shrink = exp(before - largest);
-        sum *= shrink;
-        for (uint32_t d = 0; d < head_size; d++) {
-            state[d] *= shrink;
-        }
-        for (uint32_t t = 0; t < count; t++) {
-            double weight = exp(scores[t] - largest);
-            sum += weight;
-            for (uint32_t d = 0; d < head_size; d++) {
-                size_t index = cell + (size_t)t * head_size + d;
-                state[d] += weight * (double)element_f32(job->kv->values, job->kv->dtype, index);
-            }
-        }
+        size_t cell =
+            kv_block_offset(job->shape, blocks[t / KV_BLOCK_POSITION_COUNT], job->kv_head);
+        reference_scores(job, query, cell, count, scores + t);
+    }
+    for (uint32_t t = 0; t < position_count; t++) {
+        if (scores[t] > largest) largest = scores[t];
+    }
+    for (uint32_t t = 0; t < position_count; t++) {
+        scores[t] = exp(scores[t] - largest);
+        sum += scores[t];
     }
     for (uint32_t d = 0; d < head_size; d++) {
-        out[d] = (float)(state[d] / sum);
+        double state = 0;
+        for (uint32_t t = 0; t < position_count; t++) {
+            size_t cell =
+                kv_block_offset(job->shape, blocks[t / KV_BLOCK_POSITION_COUNT], job->kv_head);
+            size_t index = cell + (size_t)(t % KV_BLOCK_POSITION_COUNT) * head_size + d;
+            state += scores[t] * (double)element_f32(job->kv->values, job->kv->dtype, index);
+        }
+        state_out[d] = (float)state;
+    }
+    *largest_out = (float)largest;
+    *sum_out = (float)sum;
+}
+
+static void reference_attention_span(const struct attention_job *job, uint32_t span,
+                                     const struct attention_partial *partial, void *scratch) {
+    (void)scratch;
+    size_t stride = attention_stride(job->shape->head_size);
+    for (uint32_t i = attention_first_query(job, span); i < job->query_count; i++) {
+        uint32_t count = attention_position(job, i) + 1 - span * ATTENTION_SPAN_POSITION_COUNT;
+        if (count > ATTENTION_SPAN_POSITION_COUNT) count = ATTENTION_SPAN_POSITION_COUNT;
+        reference_query(job, span, count, job->q + attention_offset(job, i), partial->largest + i,
+                        partial->sum + i, partial->state + i * stride);
     }
 }
 
-static void reference_attention(const struct attention_job *job, void *scratch) {
-    const struct attention_shape *shape = job->shape;
-    uint32_t group = shape->head_count / shape->kv_head_count;
-    for (uint32_t i = job->query_first; i < job->query_first + job->query_count; i++) {
-        size_t row = job->sequence->row_first + i / group;
-        size_t head = (size_t)job->kv_head * group + i % group;
-        size_t offset = (row * shape->head_count + head) * shape->head_size;
-        uint32_t position = job->sequence->position_first + i / group;
-        reference_query(job, position, job->q + offset, scratch, job->out + offset);
+// The greater maximum m' of two partials rescales what the other has by exp(m - m').
+static void reference_attention_merge(const struct attention_job *job, uint32_t span,
+                                      const struct attention_partial *merged,
+                                      const struct attention_partial *partial) {
+    uint32_t head_size = job->shape->head_size;
+    for (uint32_t i = attention_first_query(job, span); i < job->query_count; i++) {
+        double largest = (double)fmaxf(merged->largest[i], partial->largest[i]);
+        double before = exp((double)merged->largest[i] - largest);
+        double now = exp((double)partial->largest[i] - largest);
+        size_t state = i * attention_stride(head_size);
+        for (size_t d = state; d < state + head_size; d++) {
+            merged->state[d] =
+                (float)((double)merged->state[d] * before + (double)partial->state[d] * now);
+        }
+        merged->sum[i] = (float)((double)merged->sum[i] * before + (double)partial->sum[i] * now);
+        merged->largest[i] = (float)largest;
+    }
+}
+
+static void reference_attention_finish(const struct attention_job *job,
+                                       const struct attention_partial *merged) {
+    uint32_t head_size = job->shape->head_size;
+    for (uint32_t i = 0; i < job->query_count; i++) {
+        float *out = job->out + attention_offset(job, i);
+        for (uint32_t d = 0; d < head_size; d++) {
+            out[d] = merged->state[i * attention_stride(head_size) + d] / merged->sum[i];
+        }
     }
 }
 
@@ -265,11 +292,13 @@ const struct kernels kernels_reference = {
     .linear_i8 = reference_linear_i8,
     .linear_i8_weights = reference_linear_i8_weights,
     .quantize = reference_quantize,
-    .attention = reference_attention,
+    .attention_span = reference_attention_span,
+    .attention_merge = reference_attention_merge,
+    .attention_finish = reference_attention_finish,
     .rms_norm = reference_rms_norm,
     .add = reference_add,
     .swiglu = reference_swiglu,
     .widen = reference_widen,
     .narrow = reference_narrow,
-    .scratch_bytes = MODEL_HEAD_SIZE_MAX * sizeof(double),
+    .scratch_bytes = 0,
 };

@@ -149,7 +149,9 @@ const struct kernels TABLE(KERNELS_VARIANT) = {
 #endif
     .linear_i8_weights = VARIANT(linear_i8_weights),
     .quantize = VARIANT(quantize),
-    .attention = VARIANT(attention),
+    .attention_span = VARIANT(attention_span),
+    .attention_merge = VARIANT(attention_merge),
+    .attention_finish = VARIANT(attention_finish),
     .rms_norm = variant_rms_norm,
     .add = variant_add,
     .swiglu = variant_swiglu,

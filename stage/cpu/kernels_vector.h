@@ -27,15 +27,16 @@ struct linear_scratch {
     _Alignas(64) float sums[LINEAR_ROW_COUNT * LINEAR_OUTPUT_COUNT * LANES];
 };
 
-// Head sizes are padded to whole vectors here; MODEL_HEAD_SIZE_MAX is a whole number of them.
+enum {
+    // Between the rows of the scratch: rows of a power of two would compete for few cache sets.
+    ATTENTION_QUERY_STRIDE = MODEL_HEAD_SIZE_MAX + 16,
+    ATTENTION_SCORE_STRIDE = ATTENTION_SPAN_POSITION_COUNT + 16,
+};
+
+// Of the queries of a tile: themselves divided by sqrt(head_size), and their scores of a span.
 struct attention_scratch {
-    _Alignas(64) float keys[MODEL_HEAD_SIZE_MAX * KV_BLOCK_POSITION_COUNT];
-    _Alignas(64) float values[KV_BLOCK_POSITION_COUNT * MODEL_HEAD_SIZE_MAX];
-    _Alignas(64) float state[ATTENTION_QUERY_COUNT * MODEL_HEAD_SIZE_MAX];
-    _Alignas(64) float scores[TILE_QUERIES][KV_BLOCK_POSITION_COUNT];
-    float largest[ATTENTION_QUERY_COUNT];
-    float sum[ATTENTION_QUERY_COUNT];
-    float shrink[ATTENTION_QUERY_COUNT];
+    _Alignas(64) float queries[TILE_QUERIES][ATTENTION_QUERY_STRIDE];
+    _Alignas(64) float scores[TILE_QUERIES][ATTENTION_SCORE_STRIDE];
 };
 
 enum { PREFETCH_SECOND_LEVEL = 2 }; // __builtin_prefetch: into the second-level cache
@@ -92,4 +93,10 @@ void VARIANT(linear_i8_weights)(const struct linear_job *job, uint32_t output_fi
                                 uint32_t output_end, void *scratch);
 void VARIANT(quantize)(const struct tensor *source, uint32_t block_first, uint32_t block_end,
                        void *out);
-void VARIANT(attention)(const struct attention_job *job, void *scratch);
+void VARIANT(attention_span)(const struct attention_job *job, uint32_t span,
+                             const struct attention_partial *partial, void *scratch);
+void VARIANT(attention_merge)(const struct attention_job *job, uint32_t span,
+                              const struct attention_partial *merged,
+                              const struct attention_partial *partial);
+void VARIANT(attention_finish)(const struct attention_job *job,
+                               const struct attention_partial *merged);

@@ -23,10 +23,13 @@ struct backend {
     linear_fn *linear_i8;            // of the kernels, or what the processor does faster
     void *pack;                      // packed inputs of a matrix product
     size_t pack_bytes;
+    struct attention_memory *attention_memory; // one for each thread
 };
 
 // What packed inputs of so many rows take at most.
 size_t linear_pack_bytes(uint32_t row_count, uint32_t column_count);
+
+size_t attention_memory_bytes(uint32_t thread_count);
 
 // Runs fn on the team, or on the calling thread alone when there is little to do.
 static inline void parallel_run(struct backend *backend, uint64_t work, team_fn *fn, void *ctx) {

@@ -3,7 +3,7 @@
 //
 //   LANES             floats in a vector
 //   TILE_ROWS         rows of a matrix product whose sums fit into registers, by TILE_OUTPUTS (4)
-//   TILE_QUERIES      queries of attention whose scores fit into registers
+//   TILE_QUERIES      queries of attention whose scores fit into registers, at most 8
 //   vf                the vector
 //   vf_zero() vf_set(x) vf_load(p) vf_store(p, v)
 //   vf_load_bf16(p) vf_load_f16(p) vf_store_bf16(p, v) vf_store_f16(p, v)

@@ -7,7 +7,7 @@
 
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 8, TILE_ROWS = 3, TILE_QUERIES = 2, I8_ROWS = 3, I8_BLOCKS = 1 };
+enum { LANES = 8, TILE_ROWS = 3, TILE_QUERIES = 4, I8_ROWS = 3, I8_BLOCKS = 1 };
 
 typedef __m256 vf;
 

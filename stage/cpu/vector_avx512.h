@@ -7,7 +7,7 @@
 
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 16, TILE_ROWS = 6, TILE_QUERIES = 4, I8_ROWS = 6, I8_BLOCKS = 2 };
+enum { LANES = 16, TILE_ROWS = 6, TILE_QUERIES = 8, I8_ROWS = 6, I8_BLOCKS = 2 };
 
 typedef __m512 vf;
 

@@ -8,7 +8,7 @@
 #include "base/dtype.h"
 #include "stage/cpu/vector_fn.h"
 
-enum { LANES = 4, TILE_ROWS = 3, TILE_QUERIES = 1, I8_ROWS = 2, I8_BLOCKS = 1 };
+enum { LANES = 4, TILE_ROWS = 3, TILE_QUERIES = 4, I8_ROWS = 2, I8_BLOCKS = 1 };
 
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi_ __attribute__((vector_size(16)));

@@ -2,7 +2,12 @@
 // double; and that a row's bits depend on nothing but the sequence up to its position.
 #include "tests/unit/stage/backend_fixture.h"
 
-enum { BLOCK = KV_BLOCK_POSITION_COUNT, SPARE_BLOCK_COUNT = 3 };
+enum {
+    BLOCK = KV_BLOCK_POSITION_COUNT,
+    SPARE_BLOCK_COUNT = 3,
+    // Contexts are summed in spans; this is several of them, and part of one.
+    LONG_ROW_COUNT = 1700,
+};
 
 // A sequence of random queries, keys and values, and KV memory with its blocks in random places and
 // NaN in every cell, as if others had used it before.
@@ -105,6 +110,54 @@ static void world_step(struct world *world, struct backend *backend, uint32_t fi
     guarded_free(q, rows * q_width(world) * sizeof(float));
 }
 
+// The sequence's keys and values alone.
+static void world_store(struct world *world, struct backend *backend) {
+    float *q = calloc(world->row_count * q_width(world), sizeof(float));
+    float *k = calloc(world->row_count * kv_width(world), sizeof(float));
+    assert_true(q != NULL && k != NULL);
+    memcpy(k, world->k, world->row_count * kv_width(world) * sizeof(float));
+    struct batch_sequence sequence = {.row_count = world->row_count, .blocks = world->blocks};
+    struct batch batch = {
+        .row_count = world->row_count, .sequence_count = 1, .sequences = &sequence};
+    backend_rope_and_store(backend, &world->shape, &batch, world->rotations, q, k, world->v,
+                           &world->kv);
+    free(k);
+    free(q);
+}
+
+// Some rows as a microbatch of sequences of one row each, when all of the sequence is stored.
+enum { DECODE_ROW_COUNT = 5 };
+static void world_decode(struct world *world, struct backend *backend, const uint32_t *rows,
+                         float *out) {
+    struct batch_sequence sequences[DECODE_ROW_COUNT];
+    float *q = guarded_alloc(DECODE_ROW_COUNT * q_width(world) * sizeof(float));
+    float *k = guarded_alloc(DECODE_ROW_COUNT * kv_width(world) * sizeof(float));
+    float *v = guarded_alloc(DECODE_ROW_COUNT * kv_width(world) * sizeof(float));
+    float *result = guarded_alloc(DECODE_ROW_COUNT * q_width(world) * sizeof(float));
+    for (uint32_t i = 0; i < DECODE_ROW_COUNT; i++) {
+        sequences[i] = (struct batch_sequence){
+            .row_first = i, .row_count = 1, .position_first = rows[i], .blocks = world->blocks};
+        memcpy(q + i * q_width(world), world->q + rows[i] * q_width(world),
+               q_width(world) * sizeof(float));
+        memcpy(k + i * kv_width(world), world->k + rows[i] * kv_width(world),
+               kv_width(world) * sizeof(float));
+        memcpy(v + i * kv_width(world), world->v + rows[i] * kv_width(world),
+               kv_width(world) * sizeof(float));
+    }
+    struct batch batch = {
+        .row_count = DECODE_ROW_COUNT, .sequence_count = DECODE_ROW_COUNT, .sequences = sequences};
+    backend_rope_and_store(backend, &world->shape, &batch, world->rotations, q, k, v, &world->kv);
+    backend_attention(backend, &world->shape, &batch, q, &world->kv, result);
+    for (uint32_t i = 0; i < DECODE_ROW_COUNT; i++) {
+        memcpy(out + rows[i] * q_width(world), result + i * q_width(world),
+               q_width(world) * sizeof(float));
+    }
+    guarded_free(result, DECODE_ROW_COUNT * q_width(world) * sizeof(float));
+    guarded_free(v, DECODE_ROW_COUNT * kv_width(world) * sizeof(float));
+    guarded_free(k, DECODE_ROW_COUNT * kv_width(world) * sizeof(float));
+    guarded_free(q, DECODE_ROW_COUNT * q_width(world) * sizeof(float));
+}
+
 // -- against the formula --------------------------------------------------------------------------
 
 static void rotated(const struct world *world, const float *x, uint32_t position, double *out) {
@@ -119,7 +172,7 @@ static void rotated(const struct world *world, const float *x, uint32_t position
 static double world_score(const struct world *world, const double *query, uint32_t kv_head,
                           uint32_t t) {
     uint32_t size = world->shape.head_size;
-    double key[256], sum = 0;
+    double key[MODEL_HEAD_SIZE_MAX], sum = 0;
     rotated(world, world->k + t * kv_width(world) + (size_t)kv_head * size, t, key);
     for (uint32_t d = 0; d < size; d++) {
         sum += query[d] * value_rounded((float)key[d], world->dtype);
@@ -131,7 +184,7 @@ static double world_score(const struct world *world, const double *query, uint32
 static void expected_query(const struct world *world, uint32_t row, uint32_t head, double *out) {
     uint32_t size = world->shape.head_size;
     uint32_t kv_head = head / (world->shape.head_count / world->shape.kv_head_count);
-    double query[256], scores[512], largest = -INFINITY, sum = 0;
+    double query[MODEL_HEAD_SIZE_MAX], scores[LONG_ROW_COUNT], largest = -INFINITY, sum = 0;
     rotated(world, world->q + row * q_width(world) + (size_t)head * size, row, query);
     for (uint32_t t = 0; t <= row; t++) {
         scores[t] = world_score(world, query, kv_head, t);
@@ -157,7 +210,7 @@ static void attention_compare(const struct world *world, const float *out) {
     double tolerance = world->dtype == DTYPE_F32 ? 2e-6 : 2e-3;
     for (uint32_t row = 0; row < world->row_count; row += 1 + row / 16) {
         uint32_t head = random_count(0, world->shape.head_count - 1);
-        double expected[256];
+        double expected[MODEL_HEAD_SIZE_MAX];
         expected_query(world, row, head, expected);
         const float *got = out + row * q_width(world) + (size_t)head * world->shape.head_size;
         for (uint32_t d = 0; d < world->shape.head_size; d++) {
@@ -192,7 +245,35 @@ static void attention_is_the_softmax_of_all_positions_up_to_the_row(void **state
     }
 }
 
+static void attention_is_right_for_long_contexts(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *backend = backend_make(*variant, 2);
+        for (int dtype = 0; dtype < 3; dtype++) {
+            struct world world;
+            world_init(&world, (struct attention_shape){2, 1, 8}, fixture_dtypes[dtype],
+                       LONG_ROW_COUNT);
+            kv_open(&world);
+            float *out = calloc(world.row_count * q_width(&world), sizeof(float));
+            assert_non_null(out);
+            world_step(&world, backend, 0, world.row_count, 0, out);
+            attention_compare(&world, out);
+            free(out);
+            kv_close(&world);
+            world_fini(&world);
+        }
+        backend_close(backend);
+    }
+}
+
 // -- a row's bits ---------------------------------------------------------------------------------
+
+static const uint32_t thread_counts[] = {1, 2, 3, 7};
+enum { THREAD_COUNT_COUNT = sizeof(thread_counts) / sizeof(thread_counts[0]) };
+
+static struct backend *random_backend(const char *variant) {
+    return backend_make(variant, thread_counts[random_count(0, THREAD_COUNT_COUNT - 1)]);
+}
 
 // Cuts the sequence into random chunks beside rows of another sequence, on random thread counts.
 static void world_cut(struct world *world, const char *variant, const float *expected) {
@@ -201,8 +282,9 @@ static void world_cut(struct world *world, const char *variant, const float *exp
     assert_non_null(out);
     kv_open(world);
     for (uint32_t row = 0; row < world->row_count;) {
-        struct backend *backend = backend_make(variant, random_count(1, 4));
+        struct backend *backend = random_backend(variant);
         uint32_t chunk = random_count(1, world->row_count - row);
+        if (random_count(0, 1) == 0) chunk = random_count(1, chunk < 40 ? chunk : 40);
         uint32_t other_limit = world->row_count < BLOCK ? world->row_count : BLOCK;
         world_step(world, backend, row, chunk, random_count(0, other_limit), out);
         backend_close(backend);
@@ -236,6 +318,78 @@ static void row_never_depends_on_chunks_batches_threads_or_later_cells(void **st
             free(expected);
             world_fini(&world);
         }
+        backend_close(one);
+    }
+}
+
+static void row_of_a_long_context_never_depends_on_chunks_batches_or_threads(void **state) {
+    (void)state;
+    for (VARIANTS(variant)) {
+        struct backend *one = backend_make(*variant, 1);
+        for (int dtype = 0; dtype < 3; dtype++) {
+            struct world world;
+            world_init(&world, (struct attention_shape){4, 2, 8}, fixture_dtypes[dtype],
+                       LONG_ROW_COUNT);
+            size_t count = world.row_count * q_width(&world);
+            float *expected = calloc(count, sizeof(float));
+            float *out = malloc(count * sizeof(float));
+            assert_true(expected != NULL && out != NULL);
+            kv_open(&world);
+            world_step(&world, one, 0, world.row_count, 0, expected);
+            memcpy(out, expected, count * sizeof(float));
+            for (int run = 0; run < 30; run++) {
+                struct backend *backend = random_backend(*variant);
+                uint32_t rows[DECODE_ROW_COUNT];
+                for (int i = 0; i < DECODE_ROW_COUNT; i++) {
+                    rows[i] = random_count(0, run % 3 == 0 ? 50 : LONG_ROW_COUNT - 1);
+                }
+                rows[0] = random_count(0, LONG_ROW_COUNT - 1);
+                world_decode(&world, backend, rows, out);
+                backend_close(backend);
+            }
+            kv_close(&world);
+            assert_memory_equal(out, expected, count * sizeof(float));
+            world_cut(&world, *variant, expected);
+            free(out);
+            free(expected);
+            world_fini(&world);
+        }
+        backend_close(one);
+    }
+}
+
+// The largest heads and groups: partial results of a context do not fit into memory together.
+static void widest_queries_never_depend_on_threads(void **state) {
+    (void)state;
+    enum { ROW_COUNT = 1060, SEEN_COUNT = 2 };
+    for (VARIANTS(variant)) {
+        struct backend *one = backend_make(*variant, 1);
+        struct backend *seven = backend_make(*variant, 7);
+        struct world world;
+        world_init(&world, (struct attention_shape){34, 1, MODEL_HEAD_SIZE_MAX}, DTYPE_BF16,
+                   ROW_COUNT);
+        kv_open(&world);
+        world_store(&world, one);
+        size_t count = world.row_count * q_width(&world);
+        float *expected = calloc(count, sizeof(float));
+        float *out = calloc(count, sizeof(float));
+        assert_true(expected != NULL && out != NULL);
+        uint32_t first = ROW_COUNT - SEEN_COUNT;
+        world_step(&world, one, first, SEEN_COUNT, 0, expected);
+        world_step(&world, seven, first + 1, 1, 0, out);
+        world_step(&world, seven, first, 1, 3, out);
+        assert_memory_equal(out, expected, count * sizeof(float));
+        double query[MODEL_HEAD_SIZE_MAX];
+        expected_query(&world, ROW_COUNT - 1, 33, query);
+        for (uint32_t d = 0; d < MODEL_HEAD_SIZE_MAX; d++) {
+            float got = out[(ROW_COUNT - 1) * q_width(&world) + 33 * MODEL_HEAD_SIZE_MAX + d];
+            assert_true(fabs((double)got - query[d]) <= 2e-3);
+        }
+        free(out);
+        free(expected);
+        kv_close(&world);
+        world_fini(&world);
+        backend_close(seven);
         backend_close(one);
     }
 }
@@ -345,7 +499,10 @@ static void rope_table_follows_the_formula_of_each_kind(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_is_the_softmax_of_all_positions_up_to_the_row),
+        cmocka_unit_test(attention_is_right_for_long_contexts),
         cmocka_unit_test(row_never_depends_on_chunks_batches_threads_or_later_cells),
+        cmocka_unit_test(row_of_a_long_context_never_depends_on_chunks_batches_or_threads),
+        cmocka_unit_test(widest_queries_never_depend_on_threads),
         cmocka_unit_test(scores_far_apart_do_not_overflow),
         cmocka_unit_test(infinite_value_reaches_only_rows_that_see_it),
         cmocka_unit_test(rope_table_follows_the_formula_of_each_kind),
