@@ -41,13 +41,14 @@ class ConfigAloneTest(unittest.TestCase):
         self.model = pathlib.Path(folder.name)
         pathlib.Path(self.model, "config.json").write_text(json.dumps(CONFIG))
 
-    def serve(self, stages=1, **options):
-        return Pipeline(stages=stages, model=self.model, coordinator=DUMMY, **options)
+    def serve(self, stages=1, weights="checkpoint"):
+        return Pipeline(stages=stages, model=self.model,
+                        coordinator=(*DUMMY, "--weights", weights))
 
-    def answers(self, stages):
+    def answers(self, stages, weights="checkpoint"):
         stop = {"max_tokens": 40, "ignore_eos": True}
         sampled = {"temperature": 0.9, "seed": 3}
-        with self.serve(stages) as pipeline:
+        with self.serve(stages, weights) as pipeline:
             return [pipeline.generate(ids, stop=stop, sampling=sampling, logprobs=2)
                     for ids in PROMPT_IDS for sampling in ({}, sampled)]
 
@@ -66,6 +67,11 @@ class ConfigAloneTest(unittest.TestCase):
             self.assertGreater(min(best), math.log(3 / CONFIG["vocab_size"]))
             self.assertLess(max(best), math.log(0.5))
         self.assertNotEqual(answers[1][0].token_ids, answers[1][2].token_ids)
+
+    def test_tokens_in_eight_bits_do_not_depend_on_the_stages(self):
+        for weights in ("int8", "int8-weight-only"):
+            one, two = ([c.token_ids for c in self.answers(stages, weights)] for stages in (1, 2))
+            self.assertEqual(one, two, weights)
 
     def test_text_is_refused_with_what_to_send(self):
         with self.serve() as pipeline:
