@@ -37,7 +37,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "of the machine (default: not pinned)",
          0, 0},
         {"kernel", OPTION_TEXT, &s.kernel, "NAME",
-         "auto, avx512, avx2, portable or reference (default auto)", 0, 0},
+         "auto, avx512bf16, avx512, avx2, portable or reference (default auto)", 0, 0},
         {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
          0, 0},
     };
