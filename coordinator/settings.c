@@ -64,7 +64,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         {"layers", OPTION_TEXT, &s.layers, "A,B,...",
          "layers of each stage, in place of --stages and an even split", 0, 0},
         {"activation-dtype", OPTION_TEXT, &words.activation_dtype, "TYPE",
-         "residual stream and wire: f32 or bf16 (default f32)", 0, 0},
+         "residual stream, wire and inputs of products: f32 or bf16 (default f32)", 0, 0},
         {"kv-dtype", OPTION_TEXT, &words.kv_dtype, "TYPE",
          "KV memory: f32, bf16 or f16 (default bf16)", 0, 0},
         {"load-format", OPTION_TEXT, &words.load_format, "FORMAT",
