@@ -181,8 +181,10 @@ enum {
 enum {
     // Threads of one compute team; more are refused.
     TEAM_THREAD_COUNT_MAX = 256,
-    // A thread of the team looks at a shared word this long before it sleeps.
-    TEAM_SPIN_NS = 10000,
+    // A thread of the team looks for work this long before it sleeps: longer than what one thread
+    // does alone between two products. It gives way to other threads after the second.
+    TEAM_SPIN_NS = 200000,
+    TEAM_HOLD_NS = 5000,
     // Processor ids of a machine end before this: higher ones are refused in --cores, and not used
     // otherwise. The most that Linux can be built for.
     PROCESSOR_ID_COUNT = 8192,

@@ -35,7 +35,7 @@ struct worker {
 // sequentially consistent, one of the two sides always sees the other's.
 struct team {
     uint32_t thread_count;
-    uint64_t spin_ns;
+    uint64_t hold_ns; // of looking without giving way
     struct clock clock;
     uint32_t caller_core;
     bool is_pinned;
@@ -67,17 +67,19 @@ static void spin_pause(void) {
 }
 
 // Looks at *word until it is, or is no longer, `value`. False when that took too long: sleep.
+// After a moment it gives way between looks: whoever else has work for this processor computes, and
+// when nobody has, no sleeper needs to be woken.
 static bool spin_until(const struct team *team, _Atomic uint32_t *word, uint32_t value, bool is) {
-    if (team->spin_ns == 0) return false;
-    uint64_t end_ns = 0;
+    uint64_t begin_ns = 0;
     for (;;) {
         for (int i = 0; i < SPIN_LOOK_COUNT; i++) {
             if ((atomic_load_explicit(word, memory_order_acquire) == value) == is) return true;
             spin_pause();
         }
         uint64_t now_ns = clock_now_ns(&team->clock);
-        if (end_ns == 0) end_ns = now_ns + team->spin_ns;
-        if (now_ns >= end_ns) return false;
+        if (begin_ns == 0) begin_ns = now_ns;
+        if (now_ns - begin_ns >= TEAM_SPIN_NS) return false;
+        if (now_ns - begin_ns >= team->hold_ns) sched_yield();
     }
 }
 
@@ -176,8 +178,8 @@ enum status team_open(uint32_t thread_count, struct team **team_out, struct erro
     team->clock = clock_system();
     struct processor_set allowed;
     machine_allowed(&allowed);
-    // With more threads than processors, who spins takes the processor from who works.
-    if (thread_count <= processor_set_count(&allowed)) team->spin_ns = TEAM_SPIN_NS;
+    // With more threads than processors, who waits has the processor of one who works.
+    if (thread_count <= processor_set_count(&allowed)) team->hold_ns = TEAM_HOLD_NS;
     enum status status = workers_start(team, error);
     if (status != STATUS_OK) {
         free(team);

@@ -1,5 +1,6 @@
 // team: a fixed group of threads that run one function together; the caller is one of them. Between
-// runs the others spin briefly, then sleep: an idle team costs nothing.
+// runs the others look for work briefly, soon giving way to whoever has work, and then sleep: an
+// idle team costs nothing.
 #pragma once
 
 #include <stdint.h>

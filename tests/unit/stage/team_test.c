@@ -11,7 +11,7 @@
 
 #include "base/limits.h"
 #include "stage/cpu/cores.h"
-#include "stage/cpu/team.h"
+#include "stage/cpu/parallel.h"
 
 static struct team *team_make(uint32_t thread_count) {
     struct team *team;
@@ -190,6 +190,57 @@ static void parts_cover_all_units_once(void **state) {
     }
 }
 
+static void queues_hand_out_all_units_once(void **state) {
+    (void)state;
+    for (uint64_t count = 0; count < 300; count += 7) {
+        for (uint32_t unit = 1; unit < 9; unit++) {
+            struct parallel_queue queue;
+            parallel_queue_init(&queue, count, unit, 3);
+            uint64_t next = 0, first, end;
+            while (parallel_queue_take(&queue, &first, &end)) {
+                assert_int_equal(first, next);
+                assert_int_equal(first % unit, 0);
+                assert_true(end > first && end <= count);
+                next = end;
+            }
+            assert_int_equal(next, count);
+        }
+    }
+}
+
+struct queue_run {
+    struct parallel_queue queue;
+    uint64_t counts[2];
+    unsigned char is_done[1000];
+};
+
+static void slow_taker(void *ctx, uint32_t thread_index, uint32_t thread_count) {
+    (void)thread_count;
+    struct queue_run *run = ctx;
+    uint64_t first, end;
+    while (parallel_queue_take(&run->queue, &first, &end)) {
+        for (uint64_t i = first; i < end; i++) {
+            run->is_done[i]++;
+        }
+        run->counts[thread_index] += end - first;
+        usleep(thread_index == 1 ? 50000 : 1000);
+    }
+}
+
+static void slow_thread_takes_less_of_a_queue(void **state) {
+    (void)state;
+    struct team *team = team_make(2);
+    struct queue_run run = {0};
+    parallel_queue_init(&run.queue, 1000, 1, 2);
+    team_run(team, slow_taker, &run);
+    for (size_t i = 0; i < 1000; i++) {
+        assert_int_equal(run.is_done[i], 1);
+    }
+    assert_int_equal(run.counts[0] + run.counts[1], 1000);
+    assert_true(run.counts[1] < 400);
+    team_close(team);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(run_gives_each_thread_its_share_once),
@@ -201,6 +252,8 @@ int main(void) {
         cmocka_unit_test(pin_refuses_a_core_that_is_not_there),
         cmocka_unit_test(open_refuses_counts_beyond_the_limit),
         cmocka_unit_test(parts_cover_all_units_once),
+        cmocka_unit_test(queues_hand_out_all_units_once),
+        cmocka_unit_test(slow_thread_takes_less_of_a_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
