@@ -90,6 +90,8 @@ static const struct part {
     json_t *(*run)(const struct kernels_bench *bench);
 } parts[] = {
     {"linear", bench_linear},
+    {"attention", bench_attention},
+    {"elements", bench_elements},
 };
 
 static bool is_wanted(const struct kernels_options *options, const char *name) {
@@ -130,7 +132,8 @@ static enum options_result options_read(int argc, char **argv, struct kernels_op
         {"activations", OPTION_TEXT, &o->activations, "TYPE",
          "f32, or bf16: products round their inputs to it (default f32)", 0, 0},
         {"kv", OPTION_TEXT, &o->kv, "TYPE", "f32, bf16 or f16 (default bf16)", 0, 0},
-        {"only", OPTION_TEXT, &o->only, "PART", "linear (default: all)", 0, 0},
+        {"only", OPTION_TEXT, &o->only, "PART", "linear, attention or elements (default: all)", 0,
+         0},
         {"seconds", OPTION_NUMBER, &o->seconds, "S", "for each point (default 0.5)", 0, 3600},
         {"json", OPTION_FLAG, &o->as_json, NULL, "end with all results as one line of JSON", 0, 0},
     };

@@ -55,12 +55,12 @@ static struct work linear_work(const struct linear_bench *linear) {
 
 static json_t *linear_report(const struct linear_bench *linear, const struct measurement *m) {
     uint32_t inputs = linear->weight.column_count, outputs = linear->weight.row_count;
-    printf("%5u x %5u  %4u  %9.1f  %6.1f %5.1f  %8.1f  %5.1f  %5.1f    %6.1f %5.1f\n", inputs,
-           outputs, linear->row_count, measurement_seconds(m).median * 1e6,
+    printf("%5u x %5u  %4u  %9.1f  %6.1f %5.1f  %8.1f  %5.1f  %5.1f    %6.1f %5.1f  %5.1f\n",
+           inputs, outputs, linear->row_count, measurement_seconds(m).median * 1e6,
            measurement_bytes_rate(m).median * 1e-9, measurement_share_of_read(m).median * 100,
            measurement_operations_rate(m).median * 1e-9, measurement_share_of_peak(m).median * 100,
            measurement_share_of_f32(m).median * 100, measurement_share(m).median * 100,
-           measurement_share(m).best * 100);
+           measurement_share(m).best * 100, m->noise * 100);
     fflush(stdout);
     json_t *json = measurement_json(m);
     json_add(json, "inputs", json_integer(inputs));
@@ -123,11 +123,11 @@ json_t *bench_linear(const struct kernels_bench *bench) {
     json_t *points = json_array();
     CHECK(points != NULL && linear.copies != NULL);
     CHECK(backend_reserve(bench->backend, ROW_COUNT_MAX, INPUT_COUNT_MAX, &error) == STATUS_OK);
-    printf(
-        "\nlinear, %s weights, inputs as %s, %s unit (shares in %%, medians; the roofline also "
-        "of the bests)\n"
-        "inputs x outputs rows         us    GB/s  read     GOP/s   unit    f32  roofline  best\n",
-        dtype_name(bench->weight_dtype), dtype_name(bench->x_dtype), limits_name(bench->unit));
+    printf("\nlinear, %s weights, inputs as %s, %s unit (shares in %%, medians; the roofline also "
+           "of the bests)\n"
+           "inputs x outputs rows         us    GB/s  read     GOP/s   unit    f32  roofline  best "
+           " noise\n",
+           dtype_name(bench->weight_dtype), dtype_name(bench->x_dtype), limits_name(bench->unit));
     for (uint32_t s = 0; s < SHAPE_COUNT; s++) {
         shape_set(&linear, shapes[s]);
         shape_run(&linear, points);

@@ -4,10 +4,15 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "tests/bench/noise.h"
 
 static const double SAMPLE_SECONDS = 0.03; // about as long as a limit is measured
 static const double LOOK_SECONDS = 0.001;  // the clock is read no more often
 static const double WARM_SECONDS = 0.005;  // longer calls need no warming up
+// Of a sample that is kept: how much others used the processors, and how much the limits right
+// before and after it may differ.
+static const double NOISE_SHARE_MAX = 0.1;
+static const double STEADY_RATIO_MAX = 1.15;
 
 // -- taking samples -------------------------------------------------------------------------------
 
@@ -64,24 +69,52 @@ static struct rates limits_take(struct limits *limits, enum limit unit) {
     return rates;
 }
 
+static void pair_keep(struct measurement *m, double seconds, const struct rates *before,
+                      const struct rates *after) {
+    samples_add(&m->seconds, seconds);
+    if (before->read <= 0) return;
+    samples_add(&m->read, (before->read + after->read) / 2);
+    samples_add(&m->peak, (before->peak + after->peak) / 2);
+    samples_add(&m->f32, (before->f32 + after->f32) / 2);
+}
+
+static bool is_near(double a, double b) {
+    return a <= b * STEADY_RATIO_MAX && b <= a * STEADY_RATIO_MAX;
+}
+
+// Whether the machine was as fast after a sample as before it.
+static bool is_steady(const struct rates *before, const struct rates *after) {
+    return is_near(before->read, after->read) && is_near(before->peak, after->peak) &&
+           is_near(before->f32, after->f32);
+}
+
+static bool is_enough(const struct measurement *m, double begin, double seconds) {
+    double taken = now() - begin;
+    if (m->seconds.count == SAMPLE_COUNT_MAX) return true;
+    return taken >= seconds && m->seconds.count >= MEASURE_SAMPLE_COUNT_MIN;
+}
+
 void measure(struct limits *limits, double seconds, const struct work *work, call_fn *call,
              void *ctx, struct measurement *out) {
     struct timed timed = {.call = call, .ctx = ctx};
     memset(out, 0, sizeof(*out));
     out->work = *work;
-    double end = now() + seconds;
+    double begin = now();
     double expected_seconds = calls_calibrate(&timed);
     struct rates before = limits_take(limits, work->unit);
-    while (out->seconds.count < MEASURE_SAMPLE_COUNT_MIN ||
-           (now() < end && out->seconds.count < SAMPLE_COUNT_MAX)) {
-        samples_add(&out->seconds, sample_take(&timed, expected_seconds));
-        if (limits == NULL) continue;
+    struct noise noise_first = noise_now(), noise_before = noise_first, noise_after = noise_first;
+    while (!is_enough(out, begin, seconds)) {
+        double sample = sample_take(&timed, expected_seconds);
         struct rates after = limits_take(limits, work->unit);
-        samples_add(&out->read, (before.read + after.read) / 2);
-        samples_add(&out->peak, (before.peak + after.peak) / 2);
-        samples_add(&out->f32, (before.f32 + after.f32) / 2);
+        noise_after = noise_now();
+        bool is_quiet = noise_share(&noise_before, &noise_after) < NOISE_SHARE_MAX;
+        bool is_late = now() - begin >= MEASURE_LONGER_MAX * seconds;
+        if ((is_quiet && is_steady(&before, &after)) || is_late)
+            pair_keep(out, sample, &before, &after);
         before = after;
+        noise_before = noise_after;
     }
+    out->noise = noise_share(&noise_first, &noise_after);
 }
 
 // -- results --------------------------------------------------------------------------------------
@@ -157,6 +190,7 @@ json_t *measurement_json(const struct measurement *m) {
     json_t *json = json_object();
     CHECK(json != NULL);
     json_add(json, "seconds", result_json(measurement_seconds(m), 1));
+    json_add(json, "noise", json_real(m->noise));
     if (m->read.count == 0) return json;
     json_add(json, "gb_per_s", result_json(measurement_bytes_rate(m), 1e-9));
     json_add(json, "gop_per_s", result_json(measurement_operations_rate(m), 1e-9));

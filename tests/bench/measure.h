@@ -21,13 +21,16 @@ struct measurement {
     struct samples read; // empty without limits
     struct samples peak; // of work.unit
     struct samples f32;  // the f32 peak
+    double noise;        // share of the processors' time that others had meanwhile
 };
 
 // Does the work once. `index` counts the calls of a measurement, so that each can take other data.
 typedef void call_fn(void *ctx, uint64_t index);
 
-// Measures for about `seconds`, at least MEASURE_SAMPLE_COUNT_MIN samples. limits may be NULL.
-enum { MEASURE_SAMPLE_COUNT_MIN = 3 };
+// Measures for about `seconds`, at least MEASURE_SAMPLE_COUNT_MIN samples. Samples during which
+// others used the processors or the limits changed are taken again, but not for longer than
+// MEASURE_LONGER_MAX times as long. limits may be NULL.
+enum { MEASURE_SAMPLE_COUNT_MIN = 3, MEASURE_LONGER_MAX = 3 };
 void measure(struct limits *limits, double seconds, const struct work *work, call_fn *call,
              void *ctx, struct measurement *out);
 
@@ -51,7 +54,7 @@ struct result measurement_share_of_f32(const struct measurement *m);
 // {"best": x, "median": y}, both times `scale`.
 json_t *result_json(struct result result, double scale);
 // {"seconds":, "gb_per_s":, "gop_per_s":, "unit":, "share_of_read":, "share_of_peak":,
-// "share_of_f32":, "share":}
+// "share_of_f32":, "share":, "noise":}
 json_t *measurement_json(const struct measurement *m);
 // Adds name: value to object, which takes the value. Aborts when there is no memory.
 void json_add(json_t *object, const char *name, json_t *value);
