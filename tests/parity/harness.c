@@ -257,17 +257,3 @@ void run_step(struct run *run, const uint32_t *tokens, uint32_t count, after_lay
     pipeline_step(run->pipeline, &batch, tokens, after, ctx);
     run->position += count;
 }
-
-bool run_continues_with(struct run *run, const struct ids *prompt, const struct ids *wanted) {
-    run->position = 0;
-    run_step(run, prompt->values, prompt->count, NULL, NULL);
-    uint32_t row = prompt->count - 1;
-    for (uint32_t i = 0; i < wanted->count; i++) {
-        const float *logits = pipeline_logits(run->pipeline, &row, 1);
-        uint32_t token = best_token(logits, run->checkpoint->config.vocabulary_size);
-        if (token != wanted->values[i]) return false;
-        if (i + 1 < wanted->count) run_step(run, &token, 1, NULL, NULL);
-        row = 0;
-    }
-    return true;
-}

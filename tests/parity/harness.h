@@ -111,5 +111,3 @@ void run_close(struct run *run);
 // The next `count` positions in one microbatch.
 void run_step(struct run *run, const uint32_t *tokens, uint32_t count, after_layer_fn *after,
               void *ctx);
-// Begins again; whether the model, left to itself, continues the prompt with these tokens.
-bool run_continues_with(struct run *run, const struct ids *prompt, const struct ids *wanted);
