@@ -87,11 +87,7 @@ static ALWAYS_INLINE void dot_run(const struct dot_tile *tile, int row_count, en
         }
         dot_step(weights, t.x + i * (size_t)row_count, row_count, sums);
     }
-    float results[TILE_ROWS][TILE_OUTPUTS];
-    for (int r = 0; r < row_count; r++) {
-        vf_sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], results[r]);
-    }
-    tile_output_write(&t.output, row_count, results);
+    tile_output_write(&t.output, row_count, sums);
 }
 
 // A function for each number of rows, so that the sums are registers.

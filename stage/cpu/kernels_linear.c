@@ -143,11 +143,7 @@ static ALWAYS_INLINE void pass_run(const struct tile_pass *pass, int row_count,
         tile_run_part(&pass->tile, row_count, source, dtype, memory);
         sums_load(memory, row_count, sums);
     }
-    float results[TILE_ROWS][TILE_OUTPUTS];
-    for (int r = 0; r < row_count; r++) {
-        vf_sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], results[r]);
-    }
-    tile_output_write(&pass->output, row_count, results);
+    tile_output_write(&pass->output, row_count, sums);
 }
 
 // A function for each number of rows, so that the sums are registers.

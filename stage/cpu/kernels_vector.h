@@ -67,17 +67,26 @@ VECTOR_FN struct tile_output tile_output(const struct linear_job *job, uint32_t 
     };
 }
 
+// Adds the bias, and leaves out what is behind the last output.
 static __attribute__((noinline, unused)) void
-tile_output_write(const struct tile_output *output, int row_count,
-                  const float results[][TILE_OUTPUTS]) {
+tile_output_finish(const struct tile_output *output, float *out,
+                   const float results[TILE_OUTPUTS]) {
     const struct tensor *bias = output->bias;
-    for (int r = 0; r < row_count; r++) {
-        float *out = output->out + (size_t)r * output->out_stride;
-        for (uint32_t o = 0; o < output->output_count; o++) {
-            out[o] = results[r][o];
-            if (bias->data == NULL) continue;
-            out[o] += element_f32(bias->data, bias->dtype, output->output_first + o);
-        }
+    for (uint32_t o = 0; o < output->output_count; o++) {
+        out[o] = results[o];
+        if (bias->data == NULL) continue;
+        out[o] += element_f32(bias->data, bias->dtype, output->output_first + o);
+    }
+}
+
+VECTOR_FN void tile_output_write(const struct tile_output *output, int row_count,
+                                 vf sums[TILE_ROWS][TILE_OUTPUTS]) {
+    float *out = output->out;
+    bool is_plain = output->bias->data == NULL && output->output_count == TILE_OUTPUTS;
+    for (int r = 0; r < row_count; r++, out += output->out_stride) {
+        float results[TILE_OUTPUTS];
+        vf_sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], is_plain ? out : results);
+        if (!is_plain) tile_output_finish(output, out, results);
     }
 }
 
