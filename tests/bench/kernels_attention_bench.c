@@ -74,18 +74,13 @@ static struct work attention_work(const struct attention_bench *attention) {
     double position_bytes =
         2.0 * KV_HEAD_COUNT * HEAD_SIZE * (double)dtype_size_bytes(attention->kv.dtype);
     return (struct work){.bytes = (first + rows) * position_bytes * point->sequence_count,
-                         .operations = 4.0 * HEAD_COUNT * HEAD_SIZE * pairs * point->sequence_count,
-                         .unit = LIMIT_F32};
+                         .operations =
+                             4.0 * HEAD_COUNT * HEAD_SIZE * pairs * point->sequence_count};
 }
 
 static json_t *attention_report(const struct attention_point *point, const struct measurement *m) {
-    printf("%9u  %8u  %4u  %9.1f  %6.1f %5.1f  %8.1f  %5.1f    %6.1f %5.1f  %5.1f\n",
-           point->sequence_count, point->position_first, point->row_count,
-           measurement_seconds(m).median * 1e6, measurement_bytes_rate(m).median * 1e-9,
-           measurement_share_of_read(m).median * 100, measurement_operations_rate(m).median * 1e-9,
-           measurement_share_of_f32(m).median * 100, measurement_share(m).median * 100,
-           measurement_share(m).best * 100, m->noise * 100);
-    fflush(stdout);
+    printf("%9u  %8u  %4u ", point->sequence_count, point->position_first, point->row_count);
+    measurement_print(m);
     json_t *json = measurement_json(m);
     json_add(json, "sequences", json_integer(point->sequence_count));
     json_add(json, "position_first", json_integer(point->position_first));
@@ -97,9 +92,16 @@ static void points_run(struct attention_bench *attention, json_t *results) {
     for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
         attention->point = &points[i];
         struct work work = attention_work(attention);
+        struct measure_plan plan = {.limits = attention->bench->limits,
+                                    .unit = LIMIT_F32,
+                                    .pieces = &work,
+                                    .piece_count = 1,
+                                    .is_short = true,
+                                    .seconds = attention->bench->seconds,
+                                    .call = attention_call,
+                                    .ctx = attention};
         struct measurement m;
-        measure(attention->bench->limits, attention->bench->seconds, &work, attention_call,
-                attention, &m);
+        measure(&plan, &m);
         CHECK(json_array_append_new(results, attention_report(&points[i], &m)) == 0);
     }
 }
@@ -120,10 +122,9 @@ json_t *bench_attention(const struct kernels_bench *bench) {
         attention.blocks[i] = i * BLOCK_STEP % BLOCK_COUNT;
     json_t *results = json_array();
     CHECK(results != NULL);
-    printf("\nattention, %s KV (shares in %%, medians; the roofline also of the bests)\n"
-           "sequences  position  rows         us    GB/s  read   GFLOP/s    f32  roofline  best  "
-           "noise\n",
-           dtype_name(bench->kv_dtype));
+    printf("\nattention, %s KV (shares in %%; medians, and the roofline also of the bests)\n"
+           "sequences  position  rows %s\n",
+           dtype_name(bench->kv_dtype), measurement_heading);
     points_run(&attention, results);
     bench_random_free(bench->backend, attention.out, DTYPE_F32, q_count);
     bench_random_free(bench->backend, attention.q, DTYPE_F32, q_count);

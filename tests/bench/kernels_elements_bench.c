@@ -102,8 +102,13 @@ static const struct operation {
 static json_t *operation_run(const struct kernels_bench *bench, struct elements_bench *elements,
                              const struct operation *operation) {
     struct measurement m;
-    struct work work = {0, 0, LIMIT_F32};
-    measure(NULL, bench->seconds / 2, &work, operation->call, elements, &m);
+    struct measure_plan plan = {.pieces = &(struct work){0, 0, 0},
+                                .piece_count = 1,
+                                .is_short = true,
+                                .seconds = bench->seconds / 2,
+                                .call = operation->call,
+                                .ctx = elements};
+    measure(&plan, &m);
     double count = (double)operation->row_elements * elements->row_count;
     struct result seconds = measurement_seconds(&m);
     printf("%-22s  %4u  %9.2f  %8.4f  %8.4f  %5.1f\n", operation->name, elements->row_count,

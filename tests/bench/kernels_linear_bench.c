@@ -49,19 +49,13 @@ static void linear_call(void *ctx, uint64_t index) {
 static struct work linear_work(const struct linear_bench *linear) {
     double weight_count = (double)linear->weight.row_count * linear->weight.column_count;
     return (struct work){.bytes = (double)linear->copy_bytes,
-                         .operations = 2 * weight_count * linear->row_count,
-                         .unit = linear->bench->unit};
+                         .operations = 2 * weight_count * linear->row_count};
 }
 
 static json_t *linear_report(const struct linear_bench *linear, const struct measurement *m) {
     uint32_t inputs = linear->weight.column_count, outputs = linear->weight.row_count;
-    printf("%5u x %5u  %4u  %9.1f  %6.1f %5.1f  %8.1f  %5.1f  %5.1f    %6.1f %5.1f  %5.1f\n",
-           inputs, outputs, linear->row_count, measurement_seconds(m).median * 1e6,
-           measurement_bytes_rate(m).median * 1e-9, measurement_share_of_read(m).median * 100,
-           measurement_operations_rate(m).median * 1e-9, measurement_share_of_peak(m).median * 100,
-           measurement_share_of_f32(m).median * 100, measurement_share(m).median * 100,
-           measurement_share(m).best * 100, m->noise * 100);
-    fflush(stdout);
+    printf("%5u x %5u  %4u ", inputs, outputs, linear->row_count);
+    measurement_print(m);
     json_t *json = measurement_json(m);
     json_add(json, "inputs", json_integer(inputs));
     json_add(json, "outputs", json_integer(outputs));
@@ -104,8 +98,16 @@ static void shape_run(struct linear_bench *linear, json_t *points) {
     for (uint32_t r = 0; r < ROWS_COUNT; r++) {
         linear->row_count = row_counts[r];
         struct work work = linear_work(linear);
+        struct measure_plan plan = {.limits = linear->bench->limits,
+                                    .unit = linear->bench->unit,
+                                    .pieces = &work,
+                                    .piece_count = 1,
+                                    .is_short = true,
+                                    .seconds = linear->bench->seconds,
+                                    .call = linear_call,
+                                    .ctx = linear};
         struct measurement m;
-        measure(linear->bench->limits, linear->bench->seconds, &work, linear_call, linear, &m);
+        measure(&plan, &m);
         CHECK(json_array_append_new(points, linear_report(linear, &m)) == 0);
     }
 }
@@ -123,11 +125,11 @@ json_t *bench_linear(const struct kernels_bench *bench) {
     json_t *points = json_array();
     CHECK(points != NULL && linear.copies != NULL);
     CHECK(backend_reserve(bench->backend, ROW_COUNT_MAX, INPUT_COUNT_MAX, &error) == STATUS_OK);
-    printf("\nlinear, %s weights, inputs as %s, %s unit (shares in %%, medians; the roofline also "
-           "of the bests)\n"
-           "inputs x outputs rows         us    GB/s  read     GOP/s   unit    f32  roofline  best "
-           " noise\n",
-           dtype_name(bench->weight_dtype), dtype_name(bench->x_dtype), limits_name(bench->unit));
+    printf(
+        "\nlinear, %s weights, inputs as %s, unit %s (shares in %%; medians, and the roofline also "
+        "of the bests)\ninputs x outputs rows %s\n",
+        dtype_name(bench->weight_dtype), dtype_name(bench->x_dtype), limits_name(bench->unit),
+        measurement_heading);
     for (uint32_t s = 0; s < SHAPE_COUNT; s++) {
         shape_set(&linear, shapes[s]);
         shape_run(&linear, points);
