@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/options.h"
+#include "tests/bench/report.h"
 
 struct kernels_options {
     uint64_t thread_count;
@@ -46,43 +47,6 @@ void bench_random_free(struct backend *backend, void *data, enum dtype dtype, si
     backend_free(backend, data, count * dtype_size_bytes(dtype));
 }
 
-// -- the limits -----------------------------------------------------------------------------------
-
-static json_t *patterns_json(const struct limits *limits) {
-    json_t *patterns = json_array();
-    CHECK(patterns != NULL);
-    for (uint32_t i = 0; i < limits_pattern_count(); i++) {
-        char name[80];
-        double rate = limits_pattern(limits, i, name, sizeof(name));
-        json_t *pattern = json_object();
-        json_add(pattern, "way", json_string(name));
-        json_add(pattern, "gb_per_s", json_real(rate * 1e-9));
-        CHECK(json_array_append_new(patterns, pattern) == 0);
-    }
-    return patterns;
-}
-
-// What the machine can do, for those who read; shares are taken of limits measured beside the work.
-static json_t *limits_json(struct limits *limits) {
-    enum { TRY_COUNT = 5 };
-    json_t *json = json_object();
-    CHECK(json != NULL);
-    printf("limits:");
-    for (enum limit limit = 0; limit < LIMIT_COUNT; limit++) {
-        struct samples samples = {.count = 0};
-        for (uint32_t i = 0; i < TRY_COUNT && limits_has(limit); i++)
-            samples_add(&samples, limits_measure(limits, limit));
-        struct result result = {samples_greatest(&samples), samples_median(&samples)};
-        const char *unit = limit == LIMIT_READ ? "GB/s" : limit == LIMIT_INT8 ? "GOP/s" : "GFLOP/s";
-        if (samples.count > 0) printf("  %s %.1f %s", limits_name(limit), result.best * 1e-9, unit);
-        json_add(json, limits_name(limit),
-                 samples.count > 0 ? result_json(result, 1e-9) : json_null());
-    }
-    printf("\n");
-    json_add(json, "ways_of_reading", patterns_json(limits));
-    return json;
-}
-
 // -- all of it ------------------------------------------------------------------------------------
 
 static const struct part {
@@ -109,14 +73,11 @@ static void parts_run(const struct kernels_options *options, const struct kernel
     json_add(json, "kv", json_string(dtype_name(bench->kv_dtype)));
     printf("%s kernels, threads: %u\n", backend_variant(bench->backend),
            backend_thread_count(bench->backend));
-    json_add(json, "limits", limits_json(bench->limits));
+    json_add(json, "limits", report_limits(bench->limits));
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
         if (is_wanted(options, parts[i].name)) json_add(json, parts[i].name, parts[i].run(bench));
     }
-    if (options->as_json) {
-        CHECK(json_dumpf(json, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6)) == 0);
-        printf("\n");
-    }
+    if (options->as_json) report_json(json);
     json_decref(json);
 }
 
