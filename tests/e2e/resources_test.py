@@ -27,6 +27,12 @@ def mapped_model_bytes(pid):
     return total
 
 
+def processor_seconds(pid):
+    """What all threads of the process have used, to the nanosecond."""
+    return sum(int((task / "schedstat").read_text().split()[0])
+               for task in pathlib.Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
 class ResourcesTest(unittest.TestCase):
     def test_stage_holds_its_share_and_little_more(self):
         tensors = {}
@@ -63,6 +69,18 @@ class ResourcesTest(unittest.TestCase):
                              stage.weight_bytes + 2 * PAGE_BYTES * (tensor_count + 1))
         self.assertLessEqual(mapped_model_bytes(process.pid), stage.mapped_bytes)
         self.assertRegex(process.log(), rf"\b{stage.weight_bytes}\b|[0-9.]+ [kMG]i?B")
+
+    def test_idle_stage_costs_little(self):
+        with Pipeline(stages=0, wanted=1, wait=False) as pipeline:
+            stage = pipeline.add_stage("idle", "--threads", 4)
+            pipeline.wait_running()
+            pipeline.generate()
+            time.sleep(0.2)
+            begin = processor_seconds(stage.pid)
+            time.sleep(3)
+            share = (processor_seconds(stage.pid) - begin) / 3
+        print(f"idle: {share * 100:.2f} % of a processor")
+        self.assertLess(share, 0.01)
 
     def test_first_token_is_there_within_a_second_of_the_start(self):
         # The machine may be busy with other things: the best of three tells what the programs need.
