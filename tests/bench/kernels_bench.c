@@ -15,6 +15,7 @@ struct kernels_options {
     const char *weights, *activations, *kv;
     const char *only;
     double seconds;
+    uint64_t call_count; // 0: measure
     bool as_json;
 };
 
@@ -96,6 +97,8 @@ static enum options_result options_read(int argc, char **argv, struct kernels_op
         {"only", OPTION_TEXT, &o->only, "PART", "linear, attention or elements (default: all)", 0,
          0},
         {"seconds", OPTION_NUMBER, &o->seconds, "S", "for each point (default 0.5)", 0, 3600},
+        {"calls", OPTION_COUNT, &o->call_count, "N",
+         "measure nothing: do each operation on elements N times, for --count", 1, 1 << 20},
         {"json", OPTION_FLAG, &o->as_json, NULL, "end with all results as one line of JSON", 0, 0},
     };
     const struct options options = {
@@ -146,6 +149,39 @@ static bool options_check(const struct kernels_options *options, struct kernels_
     return false;
 }
 
+static enum status measure_all(const struct kernels_options *options, struct kernels_bench *bench,
+                               struct error *error) {
+    // Before the backend's threads: it must see all cores.
+    enum status status = limits_open((uint32_t)options->thread_count, &bench->limits, error);
+    if (status != STATUS_OK) return status;
+    struct backend_config config = {.thread_count = (uint32_t)options->thread_count,
+                                    .variant = options->variant};
+    status = backend_cpu_open(&config, &bench->backend, error);
+    if (status == STATUS_OK) {
+        bench->unit = products_unit(bench);
+        parts_run(options, bench);
+        backend_close(bench->backend);
+    }
+    limits_close(bench->limits);
+    return status;
+}
+
+// One thread, and no limits: emulators of processors may lack their instructions.
+static enum status count_all(const struct kernels_options *options, struct kernels_bench *bench,
+                             struct error *error) {
+    struct backend_config config = {.thread_count = 1, .variant = options->variant};
+    enum status status = backend_cpu_open(&config, &bench->backend, error);
+    if (status != STATUS_OK) return status;
+    json_t *json = json_object();
+    CHECK(json != NULL);
+    json_add(json, "kernel", json_string(backend_variant(bench->backend)));
+    json_add(json, "elements", bench_elements_calls(bench, options->call_count));
+    report_json(json);
+    json_decref(json);
+    backend_close(bench->backend);
+    return STATUS_OK;
+}
+
 int main(int argc, char **argv) {
     struct kernels_options options = {.thread_count = limits_core_count(),
                                       .variant = "auto",
@@ -158,18 +194,10 @@ int main(int argc, char **argv) {
     if (parsed != OPTIONS_RUN) return parsed == OPTIONS_EXIT_OK ? 0 : 2;
     if (!options_check(&options, &bench)) return 2;
     bench.seconds = options.seconds;
-    struct backend_config config = {.thread_count = (uint32_t)options.thread_count,
-                                    .variant = options.variant};
     struct error error;
-    if (limits_open(config.thread_count, &bench.limits, &error) != STATUS_OK ||
-        backend_cpu_open(&config, &bench.backend, &error) != STATUS_OK) {
-        fprintf(stderr, "kernels_bench: %s\n", error.text);
-        limits_close(bench.limits);
-        return 1;
-    }
-    bench.unit = products_unit(&bench);
-    parts_run(&options, &bench);
-    backend_close(bench.backend);
-    limits_close(bench.limits);
-    return 0;
+    enum status status = options.call_count > 0 ? count_all(&options, &bench, &error)
+                                                : measure_all(&options, &bench, &error);
+    if (status == STATUS_OK) return 0;
+    fprintf(stderr, "kernels_bench: %s\n", error.text);
+    return 1;
 }

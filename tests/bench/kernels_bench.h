@@ -19,6 +19,12 @@ json_t *bench_linear(const struct kernels_bench *bench);
 json_t *bench_attention(const struct kernels_bench *bench);
 json_t *bench_elements(const struct kernels_bench *bench);
 
+// Does each operation on elements `call_count` times with ELEMENTS_COUNTED_ROWS rows and measures
+// nothing, for a program that counts instructions (count.py); gives {"OPERATION": elements}, where
+// OPERATION_call is the name of a function that does nothing else.
+enum { ELEMENTS_COUNTED_ROWS = 16 };
+json_t *bench_elements_calls(const struct kernels_bench *bench, uint64_t call_count);
+
 // `count` numbers in -1 .. 1 of dtype, the same in every run. Aborts when there is no memory.
 void *bench_random(struct backend *backend, enum dtype dtype, size_t count);
 void bench_random_free(struct backend *backend, void *data, enum dtype dtype, size_t count);

@@ -20,6 +20,10 @@ enum {
     SEQUENCE_BLOCKS = POSITION_COUNT / KV_BLOCK_POSITION_COUNT,
     BLOCK_ELEMENTS = KV_HEAD_COUNT * KV_BLOCK_POSITION_COUNT * HEAD_SIZE,
     PROMPT_ROW_COUNT = 64, // so many rows and more are of one sequence
+    TABLE_COUNT = VOCABULARY * HIDDEN,
+    ROWS_ELEMENTS = ROW_COUNT_MAX * FFN,
+    ROTATION_COUNT = POSITION_COUNT * HEAD_SIZE,
+    KV_COUNT = PROMPT_ROW_COUNT * SEQUENCE_BLOCKS * BLOCK_ELEMENTS,
 };
 
 static const uint32_t row_counts[] = {1, 16, ROW_COUNT_MAX};
@@ -35,7 +39,7 @@ struct elements_bench {
     uint32_t blocks[PROMPT_ROW_COUNT * SEQUENCE_BLOCKS];
 };
 
-static void norm_call(void *ctx, uint64_t index) {
+static void rms_norm_call(void *ctx, uint64_t index) {
     struct elements_bench *e = ctx;
     (void)index;
     backend_rms_norm(e->backend, &e->norm, 1e-5f, e->a, e->row_count, e->out);
@@ -66,7 +70,7 @@ static void embed_call(void *ctx, uint64_t index) {
     backend_embed(e->backend, &e->table, e->tokens, e->row_count, e->out);
 }
 
-static void rope_call(void *ctx, uint64_t index) {
+static void rope_and_store_call(void *ctx, uint64_t index) {
     static const struct attention_shape shape = {HEAD_COUNT, KV_HEAD_COUNT, HEAD_SIZE};
     struct elements_bench *e = ctx;
     struct batch_sequence sequences[PROMPT_ROW_COUNT];
@@ -91,11 +95,11 @@ static const struct operation {
     call_fn *call;
     uint32_t row_elements;
 } operations[] = {
-    {"rms_norm", norm_call, HIDDEN},
+    {"rms_norm", rms_norm_call, HIDDEN},
     {"swiglu", swiglu_call, FFN},
-    {"rope_and_store", rope_call, (HEAD_COUNT + 2 * KV_HEAD_COUNT) * HEAD_SIZE},
+    {"rope_and_store", rope_and_store_call, (HEAD_COUNT + 2 * KV_HEAD_COUNT) * HEAD_SIZE},
     {"add", add_call, HIDDEN},
-    {"add, rounded to bf16", add_rounded_call, HIDDEN},
+    {"add_rounded", add_rounded_call, HIDDEN},
     {"embed", embed_call, HIDDEN},
 };
 
@@ -142,38 +146,59 @@ static void elements_run(const struct kernels_bench *bench, struct elements_benc
     }
 }
 
-json_t *bench_elements(const struct kernels_bench *bench) {
+static void elements_open(struct elements_bench *e, const struct kernels_bench *bench) {
     struct backend *backend = bench->backend;
-    enum dtype kv_dtype = bench->kv_dtype;
-    size_t count = (size_t)ROW_COUNT_MAX * FFN;
-    size_t rotation_count = (size_t)POSITION_COUNT * HEAD_SIZE;
-    size_t kv_count = (size_t)PROMPT_ROW_COUNT * SEQUENCE_BLOCKS * BLOCK_ELEMENTS;
-    static struct elements_bench e;
-    e = (struct elements_bench){
+    *e = (struct elements_bench){
         .backend = backend,
         .norm = {bench_random(backend, DTYPE_BF16, HIDDEN), DTYPE_BF16, 1, HIDDEN},
-        .table = {bench_random(backend, DTYPE_BF16, (size_t)VOCABULARY * HIDDEN), DTYPE_BF16,
-                  VOCABULARY, HIDDEN},
-        .a = bench_random(backend, DTYPE_F32, count),
-        .b = bench_random(backend, DTYPE_F32, count),
-        .out = bench_random(backend, DTYPE_F32, count),
-        .rotations = bench_random(backend, DTYPE_F32, rotation_count),
-        .kv = {bench_random(backend, kv_dtype, kv_count), bench_random(backend, kv_dtype, kv_count),
-               kv_dtype},
+        .table = {bench_random(backend, DTYPE_BF16, TABLE_COUNT), DTYPE_BF16, VOCABULARY, HIDDEN},
+        .a = bench_random(backend, DTYPE_F32, ROWS_ELEMENTS),
+        .b = bench_random(backend, DTYPE_F32, ROWS_ELEMENTS),
+        .out = bench_random(backend, DTYPE_F32, ROWS_ELEMENTS),
+        .rotations = bench_random(backend, DTYPE_F32, ROTATION_COUNT),
+        .kv = {bench_random(backend, bench->kv_dtype, KV_COUNT),
+               bench_random(backend, bench->kv_dtype, KV_COUNT), bench->kv_dtype},
     };
-    rotations_fill(e.rotations);
+    rotations_fill(e->rotations);
     for (uint32_t i = 0; i < PROMPT_ROW_COUNT * SEQUENCE_BLOCKS; i++)
-        e.blocks[i] = i;
+        e->blocks[i] = i;
+}
+
+static void elements_close(struct elements_bench *e) {
+    bench_random_free(e->backend, e->kv.values, e->kv.dtype, KV_COUNT);
+    bench_random_free(e->backend, e->kv.keys, e->kv.dtype, KV_COUNT);
+    bench_random_free(e->backend, e->rotations, DTYPE_F32, ROTATION_COUNT);
+    bench_random_free(e->backend, e->out, DTYPE_F32, ROWS_ELEMENTS);
+    bench_random_free(e->backend, e->b, DTYPE_F32, ROWS_ELEMENTS);
+    bench_random_free(e->backend, e->a, DTYPE_F32, ROWS_ELEMENTS);
+    bench_random_free(e->backend, (void *)e->table.data, DTYPE_BF16, TABLE_COUNT);
+    bench_random_free(e->backend, (void *)e->norm.data, DTYPE_BF16, HIDDEN);
+}
+
+json_t *bench_elements(const struct kernels_bench *bench) {
+    static struct elements_bench elements;
     json_t *results = json_array();
     CHECK(results != NULL);
-    elements_run(bench, &e, results);
-    bench_random_free(backend, e.kv.values, kv_dtype, kv_count);
-    bench_random_free(backend, e.kv.keys, kv_dtype, kv_count);
-    bench_random_free(backend, e.rotations, DTYPE_F32, rotation_count);
-    bench_random_free(backend, e.out, DTYPE_F32, count);
-    bench_random_free(backend, e.b, DTYPE_F32, count);
-    bench_random_free(backend, e.a, DTYPE_F32, count);
-    bench_random_free(backend, (void *)e.table.data, DTYPE_BF16, (size_t)VOCABULARY * HIDDEN);
-    bench_random_free(backend, (void *)e.norm.data, DTYPE_BF16, HIDDEN);
+    elements_open(&elements, bench);
+    elements_run(bench, &elements, results);
+    elements_close(&elements);
     return results;
+}
+
+json_t *bench_elements_calls(const struct kernels_bench *bench, uint64_t call_count) {
+    static struct elements_bench elements;
+    json_t *counts = json_object();
+    CHECK(counts != NULL);
+    elements_open(&elements, bench);
+    elements.row_count = ELEMENTS_COUNTED_ROWS;
+    for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+        const struct operation *operation = &operations[i];
+        for (uint64_t index = 0; index < call_count; index++)
+            operation->call(&elements, index);
+        uint64_t row_count = call_count * ELEMENTS_COUNTED_ROWS;
+        json_add(counts, operation->name,
+                 json_integer((json_int_t)(row_count * operation->row_elements)));
+    }
+    elements_close(&elements);
+    return counts;
 }
