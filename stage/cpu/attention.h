@@ -37,6 +37,7 @@ struct attention_job {
 // t of the span that it sees:
 //   largest[i] = max score[t]     sum[i] = sum of exp(score[t] - largest[i])
 //   state[i * attention_stride()] = sum of exp(score[t] - largest[i]) * value[t]
+// A variant may keep scores to another base than e.
 struct attention_partial {
     float *state; // 64-byte aligned
     float *largest;

@@ -112,7 +112,7 @@ static ALWAYS_INLINE void tile_scores(const struct query_tile *tile, const struc
     }
 }
 
-// Turns a query's scores into exp(score - largest), 0 for positions of its last vector that it does
+// Turns a query's scores into 2^(score - largest), 0 for positions of its last vector that it does
 // not see.
 static void query_softmax(float *scores, uint32_t position_count, float *largest_out,
                           float *sum_out) {
@@ -128,7 +128,7 @@ static void query_softmax(float *scores, uint32_t position_count, float *largest
     vf offset = vf_set(largest);
     vf sum = vf_zero();
     for (uint32_t t = 0; t < padded_count; t += LANES) {
-        vf weight = vf_exp(vf_sub(vf_load(scores + t), offset));
+        vf weight = vf_exp2(vf_sub(vf_load(scores + t), offset));
         vf_store(scores + t, weight);
         sum = vf_add(sum, weight);
     }
@@ -298,8 +298,9 @@ static struct span span_open(const struct attention_job *job, uint32_t index) {
     return span;
 }
 
+// Scores are to the base of 2: e^x = 2^(x log2(e)).
 static void query_scale(const float *query, uint32_t head_size, float *out) {
-    float scale = 1.0f / sqrtf((float)head_size);
+    float scale = 0x1.715476p+0f / sqrtf((float)head_size); // log2(e)
     for (uint32_t d = 0; d < head_size; d++) {
         out[d] = query[d] * scale;
     }
@@ -327,13 +328,13 @@ void VARIANT(attention_span)(const struct attention_job *job, uint32_t index,
     }
 }
 
-// A greater maximum m' makes exp(m - m') of what was summed under the maximum m.
+// A greater maximum m' makes 2^(m - m') of what was summed under the maximum m.
 static void query_merge(size_t state_count, const float *state, float largest, float sum,
                         float *merged_state, float *merged_largest, float *merged_sum) {
     float before = *merged_largest;
     float greatest = largest > before ? largest : before;
-    vf merged_scale = vf_exp(vf_set(before - greatest));
-    vf scale = vf_exp(vf_set(largest - greatest));
+    vf merged_scale = vf_exp2(vf_set(before - greatest));
+    vf scale = vf_exp2(vf_set(largest - greatest));
     for (size_t d = 0; d < state_count; d += LANES) {
         vf merged = vf_mul(vf_load(merged_state + d), merged_scale);
         vf_store(merged_state + d, vf_fma(vf_load(state + d), scale, merged));

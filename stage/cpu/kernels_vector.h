@@ -33,7 +33,7 @@ enum {
     ATTENTION_SCORE_STRIDE = ATTENTION_SPAN_POSITION_COUNT + 16,
 };
 
-// Of the queries of a tile: themselves divided by sqrt(head_size), and their scores of a span.
+// Of the queries of a tile: themselves times log2(e) / sqrt(head_size), and their scores of a span.
 struct attention_scratch {
     _Alignas(64) float queries[TILE_QUERIES][ATTENTION_QUERY_STRIDE];
     _Alignas(64) float scores[TILE_QUERIES][ATTENTION_SCORE_STRIDE];

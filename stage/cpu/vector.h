@@ -141,3 +141,20 @@ VECTOR_FN vf vf_exp(vf v) {
     p = vf_fma(p, vf_mul(r, r), r);
     return vf_scale(vf_add(p, vf_set(1.0f)), n);
 }
+
+// 2^v for v <= 0, at most 2 units in the last place from the exact value; 0 below -150, NaN for
+// NaN.
+//   2^v = 2^n 2^r with n = round(v), |r| <= 1/2, 2^r = 1 + r P(r), P a minimax polynomial.
+VECTOR_FN vf vf_exp2(vf v) {
+    v = vf_max(vf_set(-160.0f), v); // with a NaN, vf_max gives its second operand
+    vf n = vf_round(v);
+    vf r = vf_sub(v, n);
+    vf p = vf_set(0x1.470b4ap-13f);
+    p = vf_fma(p, r, vf_set(0x1.5f7276p-10f));
+    p = vf_fma(p, r, vf_set(0x1.3b270ep-7f));
+    p = vf_fma(p, r, vf_set(0x1.c6ae72p-5f));
+    p = vf_fma(p, r, vf_set(0x1.ebfbe2p-3f));
+    p = vf_fma(p, r, vf_set(0x1.62e432p-1f));
+    p = vf_fma(p, r, vf_set(1.0f));
+    return vf_scale(p, n);
+}
