@@ -22,8 +22,8 @@ enum {
 // -- pipeline -------------------------------------------------------------------------------------
 enum {
     PIPELINE_STAGE_COUNT_MAX = 64,
-    // KV positions per block. Attention walks the positions in pieces of this size from position 0,
-    // so it is part of the summation order: all stages of all builds use the same.
+    // KV positions per block. The spans in which attention sums the positions are whole blocks, so
+    // it is part of the summation order: all stages of all builds use the same.
     KV_BLOCK_POSITION_COUNT = 32,
     // Rows (token positions) of one microbatch; the coordinator never plans more.
     MICROBATCH_ROW_COUNT_MAX = 4096,

@@ -146,8 +146,9 @@ void backend_rope_and_store(struct backend *backend, const struct attention_shap
 // Causal attention over the cache: row at position p of a sequence sees positions 0..p.
 //   out[r][h] = sum over t <= p of softmax_t(q[r][h] . key[t][h / group] / sqrt(head_size)) *
 //   value[t] q, out: (row_count, head_count * head_size), may not alias.
-// Positions are walked in pieces of KV_BLOCK_POSITION_COUNT from position 0 with a running maximum
-// and sum (Milakov and Gimelshein 2018), so that chunks and batches cannot change the sums.
+// Positions are cut into spans of a fixed length, counted from position 0. Each has its own maximum
+// and sum, and they are merged in order (Milakov and Gimelshein 2018), so that chunks, batches and
+// threads cannot change the sums.
 void backend_attention(struct backend *backend, const struct attention_shape *shape,
                        const struct batch *batch, const float *q, const struct kv_layer *kv,
                        float *out);

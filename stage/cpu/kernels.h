@@ -80,6 +80,10 @@ struct kernels {
     // Blocks block_first .. block_end - 1 of backend_quantize().
     void (*quantize)(const struct tensor *source, uint32_t block_first, uint32_t block_end,
                      void *out);
+    // Rotates a head by the angles of its position:
+    //   a = x[j], b = x[j + half]:   x[j] = a * cosines[j] - b * sines[j],
+    //                                x[j + half] = b * cosines[j] + a * sines[j]
+    void (*rotate)(const float *cosines, const float *sines, uint32_t half, float *x);
     // The partial of one span. Queries whose position is before it are left out here and below:
     // theirs are neither read nor written.
     void (*attention_span)(const struct attention_job *job, uint32_t span,

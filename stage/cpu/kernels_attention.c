@@ -19,7 +19,7 @@ enum {
     BLOCK_VECTORS = KV_BLOCK_POSITION_COUNT / LANES,
     // Vectors of scores, and of a value, whose sums are in registers at a time for each query; for
     // half of TILE_QUERIES twice as many of a value.
-    SCORE_VECTORS = 2,
+    SCORE_VECTORS = 2, // a pair
     VALUE_VECTORS = 2,
     // Positions whose values are summed before the sums go back to memory.
     VALUE_POSITION_COUNT = 2 * KV_BLOCK_POSITION_COUNT,
@@ -55,6 +55,23 @@ static ALWAYS_INLINE size_t element_bytes(enum dtype dtype) {
     return dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
+// 2 * LANES elements as two vectors, in the order that is cheapest: element i of them is in lane
+// pair_place(i) of both. So are the scores of a block and the elements of a state.
+static ALWAYS_INLINE void pair_load(const char *data, enum dtype dtype, vf *out) {
+    if (dtype == DTYPE_BF16) {
+        vf_load_bf16_pairs((const uint16_t *)data, out, out + 1);
+        return;
+    }
+    out[0] = vf_load_as(data, dtype, 0);
+    out[1] = vf_load_as(data, dtype, LANES);
+}
+
+static ALWAYS_INLINE uint32_t pair_place(uint32_t i, enum dtype dtype) {
+    if (dtype != DTYPE_BF16) return i;
+    uint32_t first = i / (2 * LANES) * (2 * LANES);
+    return first + i % 2 * LANES + i % (2 * LANES) / 2;
+}
+
 static ALWAYS_INLINE void prefetch_ahead(const char *const *cells, size_t offset,
                                          size_t size_bytes) {
     for (int i = 1; i <= AHEAD_COUNT; i++) {
@@ -81,9 +98,7 @@ static ALWAYS_INLINE void part_scores(const struct attention_scratch *scratch,
     size_t offset = first_byte;
     for (uint32_t d = 0; d < head_size; d++, offset += row_bytes) {
         vf key[SCORE_VECTORS];
-        UNROLL for (int v = 0; v < SCORE_VECTORS; v++) {
-            key[v] = vf_load_as(keys + offset, dtype, v * LANES);
-        }
+        pair_load(keys + offset, dtype, key);
         prefetch_ahead(cells, offset, SCORE_VECTORS * LANES * element_bytes(dtype));
         UNROLL for (int q = 0; q < query_count; q++) {
             vf x = vf_set(scratch->queries[q][d]);
@@ -112,13 +127,13 @@ static ALWAYS_INLINE void tile_scores(const struct query_tile *tile, const struc
     }
 }
 
-// Turns a query's scores into 2^(score - largest), 0 for positions of its last vector that it does
-// not see.
-static void query_softmax(float *scores, uint32_t position_count, float *largest_out,
-                          float *sum_out) {
-    uint32_t padded_count = (position_count + LANES - 1) / LANES * LANES;
+// Turns a query's scores into 2^(score - largest), 0 for positions of its last pair of vectors that
+// it does not see.
+static void query_softmax(float *scores, uint32_t position_count, enum dtype dtype,
+                          float *largest_out, float *sum_out) {
+    uint32_t padded_count = (position_count + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
     for (uint32_t t = position_count; t < padded_count; t++) {
-        scores[t] = -INFINITY;
+        scores[pair_place(t, dtype)] = -INFINITY;
     }
     vf best = vf_load(scores);
     for (uint32_t t = LANES; t < padded_count; t += LANES) {
@@ -134,12 +149,6 @@ static void query_softmax(float *scores, uint32_t position_count, float *largest
     }
     *largest_out = largest;
     *sum_out = vf_sum(sum);
-}
-
-// LANES elements of a value, or the first `part` of them when it is not 0.
-static ALWAYS_INLINE vf value_load(const char *value, enum dtype dtype, size_t index, size_t part) {
-    if (part != 0) return vf_load_part_as(value, dtype, index, part);
-    return vf_load_as(value, dtype, index);
 }
 
 // Positions first .. end - 1 of the span for query_count queries from query `query` on:
@@ -167,13 +176,19 @@ static ALWAYS_INLINE void part_values(const struct query_tile *tile, const struc
         const char *values = cells[0];
         size_t offset = first % KV_BLOCK_POSITION_COUNT * row_bytes + d * element_bytes(dtype);
         for (; first < block_end; first++, offset += row_bytes) {
+            uint32_t place = pair_place(first, dtype);
             vf value[2 * VALUE_VECTORS];
-            UNROLL for (int v = 0; v < vector_count; v++) {
-                value[v] = value_load(values + offset, dtype, v * LANES, part);
+            if (part != 0) {
+                value[0] = vf_load_part_as(values + offset, dtype, 0, part);
+            } else if (vector_count == 1) {
+                value[0] = vf_load_as(values + offset, dtype, 0);
+            }
+            UNROLL for (int v = 0; v + 1 < vector_count; v += 2) {
+                pair_load(values + offset + v * LANES * element_bytes(dtype), dtype, value + v);
             }
             prefetch_ahead(cells, offset, vector_count * LANES * element_bytes(dtype));
             UNROLL for (int q = 0; q < query_count; q++) {
-                vf weight = vf_set(scores[q * ATTENTION_SCORE_STRIDE + first]);
+                vf weight = vf_set(scores[q * ATTENTION_SCORE_STRIDE + place]);
                 UNROLL for (int v = 0; v < vector_count; v++) {
                     sums[q][v] = vf_fma(weight, value[v], sums[q][v]);
                 }
@@ -260,8 +275,8 @@ static void tile_attend(const struct query_tile *tile, const struct span *span, 
         tile_scores_f32(tile, span);
     }
     for (uint32_t q = 0; q < tile->query_count; q++) {
-        query_softmax(tile->scratch->scores[q], tile->position_counts[q], largest_out + q,
-                      sum_out + q);
+        query_softmax(tile->scratch->scores[q], tile->position_counts[q], span->dtype,
+                      largest_out + q, sum_out + q);
     }
     if (span->dtype == DTYPE_BF16) {
         tile_values_bf16(tile, span);
@@ -355,14 +370,34 @@ void VARIANT(attention_merge)(const struct attention_job *job, uint32_t span,
     }
 }
 
+// out = state / sum, every element in its own place.
+static ALWAYS_INLINE void query_finish(const float *state, float sum, uint32_t head_size,
+                                       enum dtype dtype, float *out) {
+    vf divisor = vf_set(sum);
+    uint32_t d = 0;
+    for (; d + 2 * LANES <= head_size; d += 2 * LANES) {
+        float lanes[2 * LANES];
+        vf_store(lanes, vf_div(vf_load(state + d), divisor));
+        vf_store(lanes + LANES, vf_div(vf_load(state + d + LANES), divisor));
+        UNROLL for (uint32_t i = 0; i < 2 * LANES; i++) {
+            out[d + i] = lanes[pair_place(i, dtype)];
+        }
+    }
+    for (; d < head_size; d++) {
+        out[d] = state[d] / sum;
+    }
+}
+
 void VARIANT(attention_finish)(const struct attention_job *job,
                                const struct attention_partial *merged) {
     uint32_t head_size = job->shape->head_size;
     for (uint32_t i = 0; i < job->query_count; i++) {
         const float *state = merged->state + i * attention_stride(head_size);
         float *out = job->out + attention_offset(job, i);
-        for (uint32_t d = 0; d < head_size; d++) {
-            out[d] = state[d] / merged->sum[i];
+        if (job->kv->dtype == DTYPE_BF16) {
+            query_finish(state, merged->sum[i], head_size, DTYPE_BF16, out);
+        } else {
+            query_finish(state, merged->sum[i], head_size, DTYPE_F32, out);
         }
     }
 }

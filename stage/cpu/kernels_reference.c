@@ -136,6 +136,14 @@ static void reference_quantize(const struct tensor *source, uint32_t block_first
     }
 }
 
+static void reference_rotate(const float *cosines, const float *sines, uint32_t half, float *x) {
+    for (uint32_t j = 0; j < half; j++) {
+        float a = x[j], b = x[j + half];
+        x[j] = a * cosines[j] - b * sines[j];
+        x[j + half] = b * cosines[j] + a * sines[j];
+    }
+}
+
 // Scores of one query: score[t] = q . key[t] / sqrt(head_size), t in 0..position_count-1 of a
 // block.
 static void reference_scores(const struct attention_job *job, const float *query, size_t cell,
@@ -292,6 +300,7 @@ const struct kernels kernels_reference = {
     .linear_i8 = reference_linear_i8,
     .linear_i8_weights = reference_linear_i8_weights,
     .quantize = reference_quantize,
+    .rotate = reference_rotate,
     .attention_span = reference_attention_span,
     .attention_merge = reference_attention_merge,
     .attention_finish = reference_attention_finish,

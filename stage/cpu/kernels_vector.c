@@ -95,6 +95,21 @@ static void variant_add(float *x, const float *delta, size_t count, enum dtype r
     }
 }
 
+static void variant_rotate(const float *cosines, const float *sines, uint32_t half, float *x) {
+    uint32_t j = 0;
+    for (; j + LANES <= half; j += LANES) {
+        vf cosine = vf_load(cosines + j), sine = vf_load(sines + j);
+        vf a = vf_load(x + j), b = vf_load(x + j + half);
+        vf_store(x + j, vf_sub(vf_mul(a, cosine), vf_mul(b, sine)));
+        vf_store(x + j + half, vf_add(vf_mul(b, cosine), vf_mul(a, sine)));
+    }
+    for (; j < half; j++) {
+        float a = x[j], b = x[j + half];
+        x[j] = a * cosines[j] - b * sines[j];
+        x[j + half] = b * cosines[j] + a * sines[j];
+    }
+}
+
 static ALWAYS_INLINE vf swiglu(vf gate, vf up) {
     vf one = vf_set(1.0f);
     vf denominator = vf_add(one, vf_exp(vf_sub(vf_zero(), gate)));
@@ -149,6 +164,7 @@ const struct kernels TABLE(KERNELS_VARIANT) = {
 #endif
     .linear_i8_weights = VARIANT(linear_i8_weights),
     .quantize = VARIANT(quantize),
+    .rotate = variant_rotate,
     .attention_span = VARIANT(attention_span),
     .attention_merge = VARIANT(attention_merge),
     .attention_finish = VARIANT(attention_finish),

@@ -7,6 +7,8 @@
 //   vf                the vector
 //   vf_zero() vf_set(x) vf_load(p) vf_store(p, v)
 //   vf_load_bf16(p) vf_load_f16(p) vf_store_bf16(p, v) vf_store_f16(p, v)
+//   vf_load_bf16_pairs(p, even, odd)  2 * LANES elements: those of even index, and the others; half
+//                     the instructions of two vf_load_bf16()
 //   vf_add vf_sub vf_mul vf_div vf_max(a, b)
 //   vf_fma(a, b, c)   a * b + c; whether it is rounded once or twice is the set's own, but fixed
 //   vf_round(v)       to the nearest whole number, |v| < 2^22

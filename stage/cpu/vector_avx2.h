@@ -62,6 +62,11 @@ VECTOR_FN vf vf_load_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+VECTOR_FN void vf_load_bf16_pairs(const uint16_t *p, vf *even_out, vf *odd_out) {
+    __m256i pairs = _mm256_loadu_si256((const __m256i *)p);
+    *even_out = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    *odd_out = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+}
 VECTOR_FN vf vf_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }

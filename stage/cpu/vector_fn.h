@@ -6,9 +6,9 @@
 // The vector functions of a set; not every source uses all of them.
 #define VECTOR_FN static ALWAYS_INLINE __attribute__((unused))
 
-// Before a loop of at most 16 turns, whose number is known, over arrays that are to be registers.
+// Before a loop of at most 32 turns, whose number is known, over arrays that are to be registers.
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 #endif

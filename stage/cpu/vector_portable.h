@@ -71,6 +71,12 @@ VECTOR_FN vf vf_load_bf16(const uint16_t *p) {
     memcpy(&half, p, sizeof(half));
     return (vf)(__builtin_convertvector(half, vu_) << 16);
 }
+VECTOR_FN void vf_load_bf16_pairs(const uint16_t *p, vf *even_out, vf *odd_out) {
+    vu_ pairs;
+    memcpy(&pairs, p, sizeof(pairs));
+    *even_out = (vf)(pairs << 16);
+    *odd_out = (vf)(pairs & 0xffff0000u);
+}
 VECTOR_FN vf vf_load_f16(const uint16_t *p) {
     return (vf){f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])};
 }
