@@ -329,7 +329,7 @@ static mass_t mass_wanted(mass_t total, const struct frame_sequence *sequence) {
 static void gather_mass(struct sampler *sampler, const struct row *row, struct logits_scale scale,
                         mass_t wanted) {
     // Most often the first reach has the mass. Weights end at exp(-37), so the last one has all.
-    for (double reach = 4; reach <= 64; reach *= 2) {
+    for (int reach = 4; reach <= 64; reach *= 2) {
         candidates_gather(sampler, row, key_of_reach(scale, reach), scale);
         if (candidates_mass(sampler) >= wanted) return;
     }
