@@ -244,6 +244,14 @@ uint32_t scheduler_pick(struct scheduler *scheduler, struct scheduler_pick *pick
     }
 }
 
+void scheduler_observe(struct scheduler *scheduler, const struct step_cost *cost) {
+    (void)scheduler, (void)cost;
+}
+
+void scheduler_observe_hop(struct scheduler *scheduler, uint64_t hop_ns) {
+    (void)scheduler, (void)hop_ns;
+}
+
 uint32_t scheduler_running_count(const struct scheduler *scheduler) {
     return scheduler->running_count;
 }

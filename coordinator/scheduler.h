@@ -7,6 +7,7 @@
 // running sequence gives its blocks back and is computed again later from its tokens (replay).
 #pragma once
 
+#include "coordinator/cost.h"
 #include "coordinator/kv_blocks.h"
 #include "coordinator/sequence.h"
 
@@ -19,6 +20,9 @@ struct scheduler_config {
     uint32_t row_count_max;      // of one microbatch
     uint32_t chunk_row_count;    // prompt rows of one microbatch
     uint32_t in_flight_max;      // microbatches in flight that the share is computed for
+    uint32_t stage_count;        // 0: not known
+    bool runs_ahead;             // decode rows are issued before their token is known
+    bool is_naive;               // one microbatch of everything at a time, for comparison
 };
 
 // One sequence's part of a microbatch.
@@ -28,6 +32,7 @@ struct scheduler_pick {
     uint32_t position_first;
     uint32_t row_count;
     bool is_sample; // its last row is the sequence's last token: a new token comes back
+    bool is_ahead;  // its one row's token is not known yet: sequence->sampled_step draws it
 };
 
 MUST_USE enum status scheduler_open(const struct scheduler_config *config, struct kv_blocks *blocks,
@@ -46,6 +51,11 @@ uint32_t scheduler_reset(struct scheduler *scheduler);
 // Fills at most config.sequence_count_max entries; they count as issued. 0: nothing can be sent
 // now.
 uint32_t scheduler_pick(struct scheduler *scheduler, struct scheduler_pick *picks_out);
+
+// What a finished step cost, and how long a frame takes from one stage to the next: from these the
+// scheduler learns how many rows a microbatch should have.
+void scheduler_observe(struct scheduler *scheduler, const struct step_cost *cost);
+void scheduler_observe_hop(struct scheduler *scheduler, uint64_t hop_ns);
 
 uint32_t scheduler_running_count(const struct scheduler *scheduler);
 uint32_t scheduler_waiting_count(const struct scheduler *scheduler);

@@ -21,12 +21,30 @@ struct sequence {
     // results of an earlier run are told apart.
     uint64_t run_id;
     uint64_t pick_number; // the scheduler's: the last microbatch that has rows of it
+    int32_t priority;     // higher ones are started first and preempted last
+    void *owner;          // whose it is; only the owner looks at it
+    // Started only when the whole prompt of this sequence was issued (or it has ended), so that its
+    // blocks are shared. NULL: waits for none.
+    struct sequence *leader;
 
     uint32_t *tokens; // the prompt, then the output
     uint32_t token_count;
     uint32_t token_capacity_count;
     uint32_t prompt_count;
-    uint32_t issued_count; // positions sent down the pipeline in this run
+    // The prompt and the most tokens that may be made; no row is issued ahead for a token beyond
+    // it. 0: none is issued ahead.
+    uint32_t token_count_max;
+    // Positions sent down the pipeline in this run; at most token_count + 1: the last one may be
+    // ahead, for a token that is not known yet.
+    uint32_t issued_count;
+    // Where the token of the row ahead comes from: the step that draws it, and which of its samples
+    // it is. Written when a row that draws is sent.
+    uint64_t sampled_step;
+    uint32_t sampled_index;
+    // Sequences share cached blocks only when their salts are equal. NULL: the empty salt. Borrowed
+    // while the scheduler has the sequence.
+    const char *cache_salt;
+    uint32_t cached_count; // positions of the prompt taken from the prefix cache in the first run
 
     uint32_t *blocks; // ids, in position order
     uint32_t block_count;
@@ -61,7 +79,8 @@ MUST_USE bool sequence_take_blocks(struct sequence *sequence, struct kv_blocks *
                                    uint32_t position_count);
 void sequence_give_blocks(struct sequence *sequence, struct kv_blocks *blocks);
 
-// Rows not yet sent: 0 while the next token is awaited.
+// Rows of known tokens not yet sent: 0 while the next token is awaited.
 static inline uint32_t sequence_remaining_count(const struct sequence *sequence) {
+    if (sequence->issued_count >= sequence->token_count) return 0;
     return sequence->token_count - sequence->issued_count;
 }
