@@ -169,6 +169,20 @@ static Stagecoach__V1__Assignment common_assignment(const struct coordinator *c,
     return a;
 }
 
+static struct scheduler_config scheduler_config(const struct coordinator *c,
+                                                const struct frame_limits *limits,
+                                                uint32_t in_flight_max) {
+    const struct settings *s = c->settings;
+    return (struct scheduler_config){
+        .running_count_max = (uint32_t)s->sequence_count_max,
+        .waiting_count_max = (uint32_t)s->waiting_count_max,
+        .sequence_count_max = (uint32_t)s->sequence_count_max,
+        .row_count_max = limits->row_count_max,
+        .chunk_row_count = (uint32_t)s->chunk_row_count,
+        .in_flight_max = in_flight_max,
+    };
+}
+
 static enum status open_loop(struct coordinator *c, struct error *error) {
     const struct settings *s = c->settings;
     struct frame_limits limits = result_limits(c);
@@ -185,20 +199,16 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
         .wake = &c->wake,
         .inbox = &c->inbox,
         .io = c->io,
-        .cluster = {.clock = c->clock,
-                    .plan = c->plan,
-                    .assignment = common_assignment(c, &limits, credit_count),
-                    .data_address = c->data_address},
-        .scheduler = {.running_count_max = (uint32_t)s->sequence_count_max,
-                      .waiting_count_max = (uint32_t)s->waiting_count_max,
-                      .sequence_count_max = (uint32_t)s->sequence_count_max,
-                      .row_count_max = limits.row_count_max,
-                      .chunk_row_count = (uint32_t)s->chunk_row_count,
-                      .in_flight_max = credit_count},
-        .limits = limits,
-        .kv_block_count = c->kv_block_count,
-        .credit_count = credit_count,
-        .frame_bytes_max = frame_bytes_max,
+        .flow = {.clock = c->clock,
+                 .cluster = {.clock = c->clock,
+                             .plan = c->plan,
+                             .assignment = common_assignment(c, &limits, credit_count),
+                             .data_address = c->data_address},
+                 .scheduler = scheduler_config(c, &limits, credit_count),
+                 .limits = limits,
+                 .kv_block_count = c->kv_block_count,
+                 .credit_count = credit_count,
+                 .frame_bytes_max = frame_bytes_max},
         .absent_ms = (uint32_t)(s->absent_seconds * 1000),
         .model_name = c->model_name,
     };

@@ -2,9 +2,8 @@
 // service, read from top to bottom.
 #pragma once
 
-#include "coordinator/cluster.h"
+#include "coordinator/flow.h"
 #include "coordinator/frontend.h"
-#include "coordinator/pipeline.h"
 
 struct loop;
 
@@ -13,12 +12,7 @@ struct loop_config {
     struct wake *wake;   // borrowed; signalled by io, inbox and whoever calls loop_drain
     struct inbox *inbox; // borrowed
     struct io *io;       // borrowed; opened with `wake`
-    struct cluster_config cluster;
-    struct scheduler_config scheduler;
-    struct frame_limits limits; // of RESULT frames
-    uint32_t kv_block_count;
-    uint32_t credit_count;  // of each link; microbatches in flight are stage_count + 1 at most
-    size_t frame_bytes_max; // of each link
+    struct flow_config flow;
     uint32_t absent_ms;     // a request waits this long for a pipeline, then fails UNAVAILABLE
     const char *model_name; // borrowed
 };

@@ -18,7 +18,7 @@ struct step {
 
 struct pipeline {
     struct pipeline_config config;
-    struct pipeline_handler handler;
+    struct pipeline_outside outside;
     struct step *steps; // a queue, oldest at step_first, in_flight_max of them
     uint32_t step_first;
     uint32_t step_count;
@@ -28,11 +28,11 @@ struct pipeline {
 };
 
 enum status pipeline_open(const struct pipeline_config *config,
-                          const struct pipeline_handler *handler, struct pipeline **pipeline_out) {
+                          const struct pipeline_outside *outside, struct pipeline **pipeline_out) {
     struct pipeline *pipeline = calloc(1, sizeof(*pipeline));
     if (pipeline == NULL) return STATUS_NO_MEMORY;
     pipeline->config = *config;
-    pipeline->handler = *handler;
+    pipeline->outside = *outside;
     pipeline->steps = memory_array(config->in_flight_max, sizeof(*pipeline->steps));
     if (pipeline->steps == NULL) goto no_memory;
     for (uint32_t i = 0; i < config->in_flight_max; i++) {
@@ -88,8 +88,8 @@ void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks
     enum status status =
         microbatch_write(frame, pipeline->config.limits.epoch, step->number, picks, pick_count);
     CHECK(status == STATUS_OK); // the frame has the capacity of the largest microbatch
-    // io holds as many frames as credits can exist, and in_flight_max is not more.
-    bool is_taken = io_send(pipeline->config.io, frame);
+    // The link holds as many frames as credits can exist, and in_flight_max is not more.
+    bool is_taken = pipeline->outside.send(pipeline->outside.ctx, frame);
     CHECK(is_taken);
 }
 
@@ -105,7 +105,7 @@ static void release_oldest(struct pipeline *pipeline) {
         struct sequence *sequence = step->picks[i].sequence;
         CHECK(sequence->in_flight_count > 0);
         sequence->in_flight_count--;
-        pipeline->handler.released(pipeline->handler.ctx, sequence);
+        pipeline->outside.released(pipeline->outside.ctx, sequence);
     }
 }
 
@@ -144,7 +144,7 @@ enum status pipeline_receive(struct pipeline *pipeline, struct frame *frame, str
     const struct frame_sample *sample = view.samples;
     for (uint32_t i = 0; i < step->pick_count; i++) {
         if (!step->picks[i].is_sample) continue;
-        pipeline->handler.sample(pipeline->handler.ctx, &step->picks[i], sample,
+        pipeline->outside.sample(pipeline->outside.ctx, &step->picks[i], sample,
                                  &view.tops[sample->top_first]);
         sample++;
     }

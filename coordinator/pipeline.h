@@ -8,7 +8,6 @@
 struct pipeline;
 
 struct pipeline_config {
-    struct io *io;              // borrowed until pipeline_close
     uint32_t in_flight_max;     // microbatches; at most the credits of the links
     struct frame_limits limits; // of RESULT frames; the epoch is set by pipeline_reset
 };
@@ -20,14 +19,19 @@ typedef void pipeline_sample_fn(void *ctx, const struct scheduler_pick *pick,
 // The steps of a microbatch no longer point at the sequence.
 typedef void pipeline_released_fn(void *ctx, struct sequence *sequence);
 
-struct pipeline_handler {
+// Takes a frame for stage 0, which pipeline_frame_sent() gives back. False: no room, which does not
+// happen, for in_flight_max is at most the credits.
+typedef bool pipeline_send_fn(void *ctx, struct frame *frame);
+
+struct pipeline_outside {
+    pipeline_send_fn *send;
     pipeline_sample_fn *sample;
     pipeline_released_fn *released; // once a pick, after its sample
     void *ctx;
 };
 
 MUST_USE enum status pipeline_open(const struct pipeline_config *config,
-                                   const struct pipeline_handler *handler,
+                                   const struct pipeline_outside *outside,
                                    struct pipeline **pipeline_out);
 void pipeline_close(struct pipeline *pipeline); // NULL allowed
 

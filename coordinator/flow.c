@@ -1,0 +1,186 @@
+#include "coordinator/flow.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/memory.h"
+
+struct flow {
+    struct flow_config config;
+    struct flow_outside outside;
+    struct cluster *cluster;
+    struct kv_blocks *blocks;
+    struct scheduler *scheduler;
+    struct pipeline *pipeline;
+    struct scheduler_pick *picks; // of the microbatch being made
+    bool is_running;              // frames of linked_epoch may be sent
+    uint64_t linked_epoch;        // the last one whose links were asked for
+    uint64_t absent_since_ms;     // meaningful while not running
+    uint64_t replay_count, stale_frame_count;
+};
+
+// -- sequences ------------------------------------------------------------------------------------
+
+enum status flow_add(struct flow *flow, struct sequence *sequence) {
+    return scheduler_add(flow->scheduler, sequence);
+}
+
+void flow_remove(struct flow *flow, struct sequence *sequence) {
+    scheduler_remove(flow->scheduler, sequence);
+}
+
+void flow_stop(struct flow *flow) {
+    pipeline_reset(flow->pipeline, 0);
+}
+
+// -- what happened --------------------------------------------------------------------------------
+
+struct cluster *flow_cluster(struct flow *flow) {
+    return flow->cluster;
+}
+
+void flow_links_up(struct flow *flow, uint64_t epoch) {
+    cluster_links_up(flow->cluster, epoch);
+}
+
+void flow_links_lost(struct flow *flow, uint64_t epoch, const char *reason) {
+    cluster_links_lost(flow->cluster, epoch, reason);
+}
+
+void flow_receive(struct flow *flow, struct frame *frame) {
+    struct error error;
+    enum status status = pipeline_receive(flow->pipeline, frame, &error);
+    if (status == STATUS_UNAVAILABLE)
+        flow->stale_frame_count++;
+    else if (status != STATUS_OK)
+        cluster_links_lost(flow->cluster, flow->linked_epoch, error.text);
+}
+
+void flow_frame_sent(struct flow *flow, struct frame *frame) {
+    pipeline_frame_sent(flow->pipeline, frame);
+}
+
+// -- what follows ---------------------------------------------------------------------------------
+
+// Everything in flight is void; running sequences start again from their tokens.
+static void lose(struct flow *flow) {
+    flow->is_running = false;
+    flow->absent_since_ms = clock_now_ms(&flow->config.clock);
+    uint32_t count = scheduler_reset(flow->scheduler);
+    flow->replay_count += count;
+    if (count > 0) log_warn("%" PRIu32 " sequences will be replayed", count);
+    pipeline_reset(flow->pipeline, 0);
+    flow->outside.lost(flow->outside.ctx);
+}
+
+static void make_links(struct flow *flow) {
+    struct io_ring_position position = {
+        .epoch = cluster_epoch(flow->cluster),
+        .link_in_id = flow->config.cluster.plan.stage_count,
+        .link_out_id = 0,
+        .credit_count = flow->config.credit_count,
+        .frame_bytes_max = flow->config.frame_bytes_max,
+    };
+    snprintf(position.out_address, sizeof(position.out_address), "%s",
+             cluster_first_address(flow->cluster));
+    if (!flow->outside.connect(flow->outside.ctx, &position)) return; // again at the next tick
+    flow->linked_epoch = position.epoch;
+    pipeline_reset(flow->pipeline, position.epoch);
+}
+
+// Brings links and sequences in line with the cluster's state.
+static void follow_cluster(struct flow *flow) {
+    cluster_tick(flow->cluster);
+    enum cluster_state state = cluster_state(flow->cluster);
+    uint64_t epoch = cluster_epoch(flow->cluster);
+    if (flow->is_running && (state != CLUSTER_RUNNING || epoch != flow->linked_epoch)) lose(flow);
+    if (state == CLUSTER_CONNECTING && epoch != flow->linked_epoch) make_links(flow);
+    if (state == CLUSTER_RUNNING) flow->is_running = true;
+}
+
+static void send_microbatches(struct flow *flow) {
+    while (flow->is_running && pipeline_has_room(flow->pipeline)) {
+        uint32_t pick_count = scheduler_pick(flow->scheduler, flow->picks);
+        if (pick_count == 0) return;
+        for (uint32_t i = 0; i < pick_count; i++)
+            flow->outside.issued(flow->outside.ctx, flow->picks[i].sequence);
+        pipeline_send(flow->pipeline, flow->picks, pick_count);
+    }
+}
+
+void flow_tick(struct flow *flow) {
+    follow_cluster(flow);
+    send_microbatches(flow);
+}
+
+// -- what is so -----------------------------------------------------------------------------------
+
+bool flow_is_running(const struct flow *flow, uint64_t *absent_since_ms_out) {
+    *absent_since_ms_out = flow->absent_since_ms;
+    return flow->is_running;
+}
+
+uint32_t flow_waiting_count(const struct flow *flow) {
+    return scheduler_waiting_count(flow->scheduler);
+}
+
+enum status flow_describe(struct flow *flow, Stagecoach__V1__Pipeline *pipeline) {
+    pipeline->request_running_count = scheduler_running_count(flow->scheduler);
+    pipeline->request_waiting_count = scheduler_waiting_count(flow->scheduler);
+    pipeline->kv_block_count = kv_blocks_total_count(flow->blocks);
+    pipeline->kv_block_used_count = pipeline->kv_block_count - kv_blocks_free_count(flow->blocks);
+    pipeline->microbatch_in_flight_count = pipeline_in_flight_count(flow->pipeline);
+    pipeline->step_count = pipeline_step_count(flow->pipeline);
+    pipeline->replay_count = flow->replay_count + scheduler_preempted_count(flow->scheduler);
+    pipeline->stale_frame_count = flow->stale_frame_count;
+    return cluster_describe(flow->cluster, pipeline);
+}
+
+// -- life -----------------------------------------------------------------------------------------
+
+static enum status open_parts(struct flow *flow) {
+    const struct flow_config *config = &flow->config;
+    const struct flow_outside *outside = &flow->outside;
+    enum status status = cluster_open(&config->cluster, &outside->cluster, &flow->cluster);
+    if (status == STATUS_OK) status = kv_blocks_open(config->kv_block_count, &flow->blocks);
+    if (status == STATUS_OK)
+        status = scheduler_open(&config->scheduler, flow->blocks, &flow->scheduler);
+    if (status != STATUS_OK) return status;
+    flow->picks = memory_array(config->scheduler.sequence_count_max, sizeof(*flow->picks));
+    if (flow->picks == NULL) return STATUS_NO_MEMORY;
+    struct pipeline_config pipeline = {.in_flight_max = config->scheduler.in_flight_max,
+                                       .limits = config->limits};
+    struct pipeline_outside pipeline_outside = {.send = outside->send,
+                                                .sample = outside->sample,
+                                                .released = outside->released,
+                                                .ctx = outside->ctx};
+    return pipeline_open(&pipeline, &pipeline_outside, &flow->pipeline);
+}
+
+enum status flow_open(const struct flow_config *config, const struct flow_outside *outside,
+                      struct flow **flow_out) {
+    struct flow *flow = calloc(1, sizeof(*flow));
+    if (flow == NULL) return STATUS_NO_MEMORY;
+    flow->config = *config;
+    flow->outside = *outside;
+    flow->absent_since_ms = clock_now_ms(&config->clock);
+    enum status status = open_parts(flow);
+    if (status != STATUS_OK)
+        flow_close(flow);
+    else
+        *flow_out = flow;
+    return status;
+}
+
+void flow_close(struct flow *flow) {
+    if (flow == NULL) return;
+    pipeline_close(flow->pipeline);
+    free(flow->picks);
+    scheduler_close(flow->scheduler);
+    kv_blocks_close(flow->blocks);
+    cluster_close(flow->cluster);
+    free(flow);
+}
