@@ -236,6 +236,25 @@ static enum status check_sampling(uint32_t index, const struct frame_sequence *s
     return STATUS_OK;
 }
 
+// A token that an earlier step draws.
+static enum status check_lag(const struct frame_sequence *s, uint64_t step,
+                             const struct frame_limits *limits, struct error *error) {
+    if (s->token_lag == 0)
+        return s->token_sample == 0 ? STATUS_OK
+                                    : mismatch(error, "token_sample", s->token_sample, 0);
+    if (s->token_lag > limits->token_lag_max)
+        return refuse(error, "token_lag", s->token_lag, limits->token_lag_max);
+    if (s->token_lag >= step) return refuse(error, "token_lag", s->token_lag, step - 1);
+    if (s->token_sample >= limits->sequence_count_max)
+        return refuse(error, "token_sample", s->token_sample, limits->sequence_count_max - 1);
+    if (s->row_count != 1)
+        return mismatch(error, "row_count of a sequence with token_lag", s->row_count, 1);
+    if (s->position_first == 0)
+        return error_set(error, STATUS_INVALID,
+                         "frame: position_first is 0, no earlier step draws the first token");
+    return STATUS_OK;
+}
+
 // What the sequences before this one have used of each table: their parts follow one another.
 struct cursor {
     uint64_t row, block, bias, history;
@@ -259,8 +278,6 @@ static enum status check_sequence(uint32_t index, const struct frame_sequence *s
         return mismatch(error, "bias_first", s->bias_first, cursor->bias);
     if (s->history_first != cursor->history)
         return mismatch(error, "history_first", s->history_first, cursor->history);
-    if (!all_zero(s->reserved, sizeof(s->reserved)))
-        return error_set(error, STATUS_INVALID, "frame: reserved bytes of a sequence are not zero");
     cursor->row += s->row_count;
     cursor->block += s->block_count;
     cursor->bias += s->bias_count;
@@ -300,6 +317,7 @@ static enum status check_step(const struct frame_view *view, const struct frame_
     struct cursor cursor = {0};
     for (uint32_t i = 0; i < h->sequence_count; i++) {
         enum status status = check_sequence(i, &view->sequences[i], limits, &cursor, error);
+        if (status == STATUS_OK) status = check_lag(&view->sequences[i], h->step, limits, error);
         if (status != STATUS_OK) return status;
     }
     if (cursor.row != h->row_count) return mismatch(error, "row_count", h->row_count, cursor.row);

@@ -8,6 +8,10 @@
 //
 // A STEP is one microbatch. Its rows are the rows of its sequences one after the other; row r of a
 // sequence is the token at position position_first + r. Every table can be used in place.
+//
+// A STEP may be sent before one of its tokens is known: that sequence has one row, and names the
+// earlier step that draws the token. Stage 0 gets the RESULTs too, and writes the token into the
+// table before it computes the step, so that later stages have it.
 #pragma once
 
 #include <stdbool.h>
@@ -19,7 +23,7 @@
 
 enum {
     FRAME_MAGIC = 0x43475453, // "STGC"
-    FRAME_VERSION = 1,
+    FRAME_VERSION = 2,
     FRAME_ALIGNMENT = 64, // of the buffer, the payload offset and the payload
 };
 
@@ -44,8 +48,9 @@ struct frame_header {
     uint16_t flags;          // zero
     uint32_t payload_offset; // from the start of the header
     uint64_t payload_bytes;
-    uint64_t compute_ns;  // RESULT: time the stages spent computing this step, summed on its way
-    uint8_t reserved[24]; // zero
+    uint64_t compute_ns;  // time the stages so far spent computing this step, summed on its way
+    uint64_t slowest_ns;  // of the stage that spent most of it
+    uint8_t reserved[16]; // zero
     uint8_t mac[16];      // zero while links are not authenticated
 };
 _Static_assert(sizeof(struct frame_header) == 128, "frame header is 128 bytes on the wire");
@@ -75,7 +80,11 @@ struct frame_sequence {
     float repetition_penalty; // 1: off
     float presence_penalty;
     float frequency_penalty;
-    uint8_t reserved[8]; // zero
+    // 0: the tokens are known. Otherwise the token of the one row is what step `step - token_lag`
+    // drew: sample token_sample of its RESULT, which is of the same sequence_id. The history then
+    // leaves this token out.
+    uint32_t token_lag;
+    uint32_t token_sample;
 };
 _Static_assert(sizeof(struct frame_sequence) == 96, "frame sequence is 96 bytes on the wire");
 
@@ -152,6 +161,7 @@ struct frame_limits {
     uint32_t position_count_max; // of a sequence
     uint32_t kv_block_count;     // block ids are below it
     uint32_t vocabulary_size;    // token ids are below it
+    uint32_t token_lag_max;      // of a STEP's sequences; 0: all tokens are known
     uint32_t hidden_size;
     enum dtype dtype; // of activations
     bool has_payload; // STEP with activations (every stage but the first)

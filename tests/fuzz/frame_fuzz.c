@@ -31,6 +31,7 @@ static struct frame_limits limits_of(uint8_t choice) {
         .position_count_max = 1000,
         .kv_block_count = 100,
         .vocabulary_size = 1000,
+        .token_lag_max = 4,
         .hidden_size = 8,
         .dtype = DTYPE_BF16,
         .has_payload = (choice & HAS_PAYLOAD) != 0,
@@ -45,6 +46,9 @@ static void read_step(const struct frame_view *view, const struct frame_limits *
         const struct frame_sequence *s = &view->sequences[i];
         CHECK(s->row_first == row);
         row += s->row_count;
+        CHECK(s->token_lag == 0 || (s->row_count == 1 && s->token_lag < h->step &&
+                                    s->token_lag <= limits->token_lag_max &&
+                                    s->token_sample < limits->sequence_count_max));
         CHECK(s->block_count * KV_BLOCK_POSITION_COUNT >= s->position_first + s->row_count);
         for (uint32_t j = 0; j < s->row_count; j++)
             CHECK(view->tokens[s->row_first + j] < limits->vocabulary_size);

@@ -20,6 +20,7 @@ static const struct frame_limits step_limits = {
     .position_count_max = 200,
     .kv_block_count = 90,
     .vocabulary_size = 1000,
+    .token_lag_max = 9,
     .hidden_size = 24,
     .dtype = DTYPE_BF16,
     .has_payload = true,
@@ -34,6 +35,17 @@ static inline struct frame_limits limits_of(enum frame_kind kind, bool has_paylo
 }
 
 // -- valid frames ---------------------------------------------------------------------------------
+
+// Now and then its one row's token is what an earlier step draws.
+static inline void fill_lag(struct frame_sequence *s, uint64_t step,
+                            const struct frame_limits *limits) {
+    if (step == 1 || s->position_first == 0 || random_below(2) == 0) return;
+    s->row_count = 1;
+    s->block_count = s->position_first / 32 + 1;
+    s->token_lag =
+        1 + random_below(step > limits->token_lag_max ? limits->token_lag_max : (uint32_t)step - 1);
+    s->token_sample = random_below(limits->sequence_count_max);
+}
 
 static inline void fill_sequence(struct frame_sequence *s, const struct frame_limits *limits) {
     s->sequence_id = random_below(UINT32_MAX);
@@ -76,11 +88,13 @@ static inline struct frame *random_step(const struct frame_limits *limits,
                                   .step = 1 + random_below(1000),
                                   .link_sequence = 1 + random_below(1000),
                                   .sequence_count = sequence_count,
-                                  .compute_ns = random_below(1000)};
+                                  .compute_ns = random_below(1000),
+                                  .slowest_ns = random_below(1000)};
     struct frame_sequence sequences[8] = {0};
     for (uint32_t i = 0; i < sequence_count; i++) {
         struct frame_sequence *s = &sequences[i];
         fill_sequence(s, limits);
+        fill_lag(s, wanted.step, limits);
         s->row_first = wanted.row_count;
         s->block_first = wanted.block_count;
         s->bias_first = wanted.bias_count;
@@ -109,7 +123,8 @@ static inline struct frame *random_result(const struct frame_limits *limits,
                                   .row_count = limits->row_count_max,
                                   .sequence_count = limits->sequence_count_max,
                                   .sample_count = sample_count,
-                                  .compute_ns = random_below(1000)};
+                                  .compute_ns = random_below(1000),
+                                  .slowest_ns = random_below(1000)};
     struct frame_sample samples[8] = {0};
     for (uint32_t i = 0; i < sample_count; i++) {
         bool is_drawn = random_below(4) > 0;

@@ -75,9 +75,13 @@ static void positions_stay_below_their_limit_and_fit_their_blocks(void **state) 
             frame, sequence_offset(index, offsetof(struct frame_sequence, row_count)), 4);
         uint32_t blocks = (uint32_t)value_at(
             frame, sequence_offset(index, offsetof(struct frame_sequence, block_count)), 4);
+        bool has_lag =
+            value_at(frame, sequence_offset(index, offsetof(struct frame_sequence, token_lag)), 4) >
+            0;
         for (uint32_t i = 0; i < 2 * step_limits.position_count_max; i++) {
             uint32_t end = i + rows;
-            bool is_valid = end <= step_limits.position_count_max && (end + 31) / 32 == blocks;
+            bool is_valid = end <= step_limits.position_count_max && (end + 31) / 32 == blocks &&
+                            (i > 0 || !has_lag);
             assert_int_equal(parse_with(frame, &step_limits, offset, &i, 4),
                              is_valid ? STATUS_OK : STATUS_INVALID);
         }
@@ -140,12 +144,87 @@ static void sequence_flags_and_counts_are_in_range(void **state) {
                          value <= REQUEST_TOP_LOGPROB_COUNT_MAX ? STATUS_OK : STATUS_INVALID);
         assert_int_equal(parse_with(frame, &step_limits, top_k, &value, 4), STATUS_OK);
     }
-    for (size_t i = 0; i < sizeof(((struct frame_sequence *)0)->reserved); i++) {
-        uint8_t one = 1;
-        size_t offset = sequence_offset(1, offsetof(struct frame_sequence, reserved) + i);
-        assert_int_equal(parse_with(frame, &step_limits, offset, &one, 1), STATUS_INVALID);
-    }
     frame_close(frame);
+}
+
+// A STEP of one sequence with one row at `position`.
+static struct frame *one_row(uint64_t step, uint32_t position) {
+    struct frame_header wanted = {.kind = FRAME_STEP,
+                                  .epoch = step_limits.epoch,
+                                  .step = step,
+                                  .row_count = 1,
+                                  .sequence_count = 1,
+                                  .block_count = position / 32 + 1,
+                                  .hidden_size = step_limits.hidden_size,
+                                  .dtype = (uint16_t)step_limits.dtype};
+    struct frame *frame;
+    struct frame_view view;
+    assert_int_equal(frame_open(frame_capacity_bytes(&step_limits), &frame), STATUS_OK);
+    assert_int_equal(frame_format(frame, &wanted, &view), STATUS_OK);
+    memset(view.payload, 0, view.header->payload_bytes);
+    view.sequences[0] = (struct frame_sequence){.row_count = 1,
+                                                .position_first = position,
+                                                .block_count = wanted.block_count,
+                                                .repetition_penalty = 1};
+    return frame;
+}
+
+static enum status parse_lag(struct frame *frame, const struct frame_limits *limits, uint32_t lag,
+                             uint32_t sample) {
+    struct frame_sequence *s = (struct frame_sequence *)(frame->data + sizeof(struct frame_header));
+    s->token_lag = lag;
+    s->token_sample = sample;
+    return parse(frame, limits);
+}
+
+static void token_of_an_earlier_step_is_of_one_that_is_kept(void **state) {
+    (void)state;
+    struct frame_limits limits = step_limits;
+    uint32_t sample_max = limits.sequence_count_max - 1;
+    for (uint64_t step = 1; step <= 20; step++) {
+        struct frame *frame = one_row(step, 40);
+        for (uint32_t lag = 1; lag <= 25; lag++) {
+            bool is_valid = lag < step && lag <= limits.token_lag_max;
+            assert_int_equal(parse_lag(frame, &limits, lag, lag % (sample_max + 1)),
+                             is_valid ? STATUS_OK : STATUS_INVALID);
+        }
+        assert_int_equal(parse_lag(frame, &limits, UINT32_MAX, 0), STATUS_INVALID);
+        assert_int_equal(parse_lag(frame, &limits, 0, 0), STATUS_OK);
+        assert_int_equal(parse_lag(frame, &limits, 0, 1), STATUS_INVALID);
+        frame_close(frame);
+    }
+    struct frame *frame = one_row(20, 40);
+    assert_int_equal(parse_lag(frame, &limits, 2, sample_max), STATUS_OK);
+    assert_int_equal(parse_lag(frame, &limits, 2, sample_max + 1), STATUS_INVALID);
+    limits.token_lag_max = 0; // the configuration has no such tokens
+    assert_int_equal(parse_lag(frame, &limits, 1, 0), STATUS_INVALID);
+    assert_int_equal(parse_lag(frame, &limits, 0, 0), STATUS_OK);
+    frame_close(frame);
+    frame = one_row(20, 0); // a sequence begins with a token that is given
+    assert_int_equal(parse_lag(frame, &step_limits, 1, 0), STATUS_INVALID);
+    frame_close(frame);
+}
+
+static void only_a_sequence_of_one_row_awaits_its_token(void **state) {
+    (void)state;
+    random_state = 17;
+    uint32_t refused_count = 0;
+    for (int i = 0; i < 50; i++) {
+        struct frame *frame = random_step(&step_limits, 6);
+        struct frame_header *header = (struct frame_header *)frame->data;
+        struct frame_sequence *s = (struct frame_sequence *)(header + 1);
+        header->step = 100;
+        for (uint32_t index = 0; index < 6; index++) {
+            struct frame_sequence saved = s[index];
+            s[index].token_lag = 1;
+            bool is_valid = saved.row_count == 1 && saved.position_first > 0;
+            assert_int_equal(parse(frame, &step_limits), is_valid ? STATUS_OK : STATUS_INVALID);
+            refused_count += is_valid ? 0 : 1;
+            s[index] = saved;
+        }
+        frame_close(frame);
+    }
+    assert_in_range(refused_count, 50, 250);
 }
 
 // -- entries --------------------------------------------------------------------------------------
@@ -240,6 +319,8 @@ int main(void) {
         cmocka_unit_test(positions_stay_below_their_limit_and_fit_their_blocks),
         cmocka_unit_test(sampling_parameters_are_in_range),
         cmocka_unit_test(sequence_flags_and_counts_are_in_range),
+        cmocka_unit_test(token_of_an_earlier_step_is_of_one_that_is_kept),
+        cmocka_unit_test(only_a_sequence_of_one_row_awaits_its_token),
         cmocka_unit_test(every_entry_of_a_step_is_in_range),
         cmocka_unit_test(every_entry_of_a_result_is_in_range),
     };

@@ -124,7 +124,7 @@ static const struct field header_fields[] = {
     FIELD(frame_header, top_count),      FIELD(frame_header, hidden_size),
     FIELD(frame_header, dtype),          FIELD(frame_header, flags),
     FIELD(frame_header, payload_offset), FIELD(frame_header, payload_bytes),
-    FIELD(frame_header, compute_ns),
+    FIELD(frame_header, compute_ns),     FIELD(frame_header, slowest_ns),
 };
 enum { HEADER_FIELD_COUNT = sizeof(header_fields) / sizeof(*header_fields) };
 
@@ -139,12 +139,24 @@ static bool is_free_count(const struct frame *frame, const struct field *field, 
     return false;
 }
 
+// A step is later than those that draw its tokens.
+static uint32_t largest_lag(const struct frame *frame) {
+    const struct frame_header *header = (const struct frame_header *)frame->data;
+    const struct frame_sequence *s = (const struct frame_sequence *)(header + 1);
+    uint32_t largest = 0;
+    for (uint32_t i = 0; header->kind == FRAME_STEP && i < header->sequence_count; i++)
+        if (s[i].token_lag > largest) largest = s[i].token_lag;
+    return largest;
+}
+
 static enum status expected_of_header(const struct frame *frame, const struct field *field,
                                       uint64_t value, const struct frame_limits *limits) {
     if (value == value_at(frame, field->offset, field->size)) return STATUS_OK;
     if (strcmp(field->name, "epoch") == 0) return STATUS_UNAVAILABLE;
-    if (strcmp(field->name, "step") == 0) return value == 0 ? STATUS_INVALID : STATUS_OK;
-    if (strcmp(field->name, "link_sequence") == 0 || strcmp(field->name, "compute_ns") == 0)
+    if (strcmp(field->name, "step") == 0)
+        return value > largest_lag(frame) ? STATUS_OK : STATUS_INVALID;
+    if (strcmp(field->name, "link_sequence") == 0 || strcmp(field->name, "compute_ns") == 0 ||
+        strcmp(field->name, "slowest_ns") == 0)
         return STATUS_OK;
     return is_free_count(frame, field, value, limits) ? STATUS_OK : STATUS_INVALID;
 }
@@ -213,7 +225,7 @@ static void pairs_of_header_counts_never_pass_by_overflow(void **state) {
     struct frame *frame = random_step(&limits, 3);
     limits.row_count_max = limits.sequence_count_max = limits.position_count_max = UINT32_MAX;
     assert_int_equal(parse(frame, &limits), STATUS_OK);
-    for (size_t a = 6; a < HEADER_FIELD_COUNT - 1; a++) {
+    for (size_t a = 6; a < HEADER_FIELD_COUNT - 2; a++) {
         for (size_t b = 6; b < a; b++) {
             for (int i = 0; i < VALUE_COUNT * VALUE_COUNT; i++) {
                 const struct field *fields[] = {&header_fields[a], &header_fields[b]};
