@@ -79,12 +79,14 @@ static void lose(struct flow *flow) {
 static void make_links(struct flow *flow) {
     struct io_ring_position position = {
         .epoch = cluster_epoch(flow->cluster),
-        .link_in_id = flow->config.cluster.plan.stage_count,
-        .link_out_id = 0,
+        .in_count = 1,
+        .in_link_ids = {flow->config.cluster.plan.stage_count},
+        .out_count = 1,
+        .outs = {{.link_id = 0}},
         .credit_count = flow->config.credit_count,
         .frame_bytes_max = flow->config.frame_bytes_max,
     };
-    snprintf(position.out_address, sizeof(position.out_address), "%s",
+    snprintf(position.outs[0].address, sizeof(position.outs[0].address), "%s",
              cluster_first_address(flow->cluster));
     if (!flow->outside.connect(flow->outside.ctx, &position)) return; // again at the next tick
     flow->linked_epoch = position.epoch;

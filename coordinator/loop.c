@@ -227,7 +227,7 @@ static bool connect_links(void *ctx, const struct io_ring_position *position) {
 
 static bool send_frame(void *ctx, struct frame *frame) {
     struct loop *loop = ctx;
-    return io_send(loop->config.io, frame);
+    return io_send(loop->config.io, 0, frame);
 }
 
 static void on_issued(void *ctx, struct sequence *sequence) {

@@ -211,14 +211,16 @@ static void on_start(struct control *control, const Stagecoach__V1__Start *m) {
     struct io_ring_position *position = calloc(1, sizeof(*position));
     if (position == NULL) return; // the coordinator tries another epoch
     position->epoch = m->epoch;
-    position->link_in_id = control->stage_index;
-    position->link_out_id = control->stage_index + 1;
+    position->in_count = position->out_count = 1;
+    position->in_link_ids[0] = control->stage_index;
+    position->outs[0].link_id = control->stage_index + 1;
     struct address address;
     struct error error;
     enum status status = address_parse(m->next_address, &address, &error);
-    bool fits = status == STATUS_OK &&
-                address_format(address.host[0] != '\0' ? address.host : control->coordinator_host,
-                               address.port, position->out_address, sizeof(position->out_address));
+    bool fits =
+        status == STATUS_OK &&
+        address_format(address.host[0] != '\0' ? address.host : control->coordinator_host,
+                       address.port, position->outs[0].address, sizeof(position->outs[0].address));
     if (fits) {
         worker_order(control->worker, WORKER_START, position);
         return;

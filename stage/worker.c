@@ -244,7 +244,7 @@ static bool run_step(struct worker *worker) {
     io_release(worker->io, in);
     if (status == STATUS_OK) {
         count_step(worker, begin_ns);
-        bool is_taken = io_send(worker->io, out);
+        bool is_taken = io_send(worker->io, 0, out);
         CHECK(is_taken); // io holds as many as there are frames out
         return true;
     }

@@ -20,6 +20,7 @@ enum command_kind { COMMAND_CONNECT, COMMAND_DISCONNECT, COMMAND_SEND, COMMAND_R
 struct command {
     enum command_kind kind;
     uint64_t generation; // of the connection it is about
+    uint32_t link_index; // COMMAND_SEND
     struct frame *frame;
     struct io_ring_position position;
 };
@@ -32,13 +33,33 @@ struct event {
 
 enum {
     // Sent and received frames cannot take the events of each other, or of up and lost.
-    EVENT_SENT_COUNT = LINK_CREDIT_COUNT_MAX,
+    EVENT_SENT_COUNT = IO_LINK_COUNT_MAX * LINK_CREDIT_COUNT_MAX,
     EVENT_RECEIVED_COUNT = IO_RECEIVED_COUNT_MAX,
     EVENT_OTHER_COUNT = 16,
     EVENT_RING_COUNT = 512,
 };
 _Static_assert(EVENT_SENT_COUNT + EVENT_RECEIVED_COUNT + EVENT_OTHER_COUNT <= EVENT_RING_COUNT,
                "every event has room in the ring");
+
+struct in {
+    struct link *link; // NULL: none
+    bool is_up;
+};
+
+struct out {
+    struct link *link; // NULL: none
+    bool is_up;
+    struct frame *waiting[LINK_CREDIT_COUNT_MAX]; // a queue: for a credit
+    uint32_t waiting_first, waiting_count;
+    struct frame *lent[LINK_CREDIT_COUNT_MAX]; // a set: in the link
+    uint32_t lent_count;
+};
+
+// A frame that was received before all links were up.
+struct early {
+    uint32_t link_index;
+    struct frame *frame;
+};
 
 struct io {
     struct wake *owner_wake;
@@ -53,22 +74,18 @@ struct io {
     atomic_bool asleep; // the thread may need a signal to see a command
 
     // Owner thread.
-    uint64_t owner_generation;  // of the last io_connect or io_disconnect
-    uint32_t outstanding_count; // frames given to io_send that have not come back
+    uint64_t owner_generation;                      // of the last io_connect or io_disconnect
+    uint32_t outstanding_counts[IO_LINK_COUNT_MAX]; // frames of io_send that have not come back
 
     // Io thread.
     struct port *port;
     uint64_t generation, epoch;
-    struct link *link_in, *link_out;
-    bool in_up, out_up;
+    struct in ins[IO_LINK_COUNT_MAX];
+    struct out outs[IO_LINK_COUNT_MAX];
     bool up_owed, lost_owed; // events that still have to be given
+    bool lost_noted;         // by the handler; acted upon after the poll
     struct error lost_error;
-    bool lost_noted;                              // by the handler; acted upon after the poll
-    struct frame *waiting[LINK_CREDIT_COUNT_MAX]; // a queue: for a credit
-    uint32_t waiting_first, waiting_count;
-    struct frame *lent[LINK_CREDIT_COUNT_MAX]; // a set: in link_out
-    uint32_t lent_count;
-    struct frame *early[LINK_CREDIT_COUNT_MAX]; // received before both links are up
+    struct early early[IO_LINK_COUNT_MAX * LINK_CREDIT_COUNT_MAX];
     uint32_t early_count;
 };
 
@@ -82,10 +99,11 @@ static void give_event(struct io *io, struct event *event) {
 }
 
 // The owner counts its frames, so an event for each is free.
-static void give_sent(struct io *io, struct frame *frame) {
+static void give_sent(struct io *io, uint32_t link_index, struct frame *frame) {
     struct event *event = ring_take(io->sent_pool);
     CHECK(event != NULL);
     event->event.kind = IO_SENT;
+    event->event.link_index = link_index;
     event->event.frame = frame;
     give_event(io, event);
 }
@@ -96,7 +114,7 @@ static void note_lost(struct io *io, const struct error *error) {
     io->lost_error = *error;
 }
 
-static void give_received(struct io *io, struct frame *frame) {
+static void give_received(struct io *io, uint32_t link_index, struct frame *frame) {
     struct event *event = ring_take(io->received_pool);
     if (event == NULL) {
         struct error error;
@@ -107,6 +125,7 @@ static void give_received(struct io *io, struct frame *frame) {
         return;
     }
     event->event.kind = IO_RECEIVED;
+    event->event.link_index = link_index;
     event->event.frame = frame;
     give_event(io, event);
 }
@@ -122,7 +141,7 @@ static void give_owed(struct io *io) {
         event->event.kind = IO_UP;
         give_event(io, event);
         for (uint32_t i = 0; i < io->early_count; i++)
-            give_received(io, io->early[i]);
+            give_received(io, io->early[i].link_index, io->early[i].frame);
         io->early_count = 0;
         return;
     }
@@ -135,31 +154,42 @@ static void give_owed(struct io *io) {
 // -- links, io thread ----------------------------------------------------------------------------
 
 static void send_waiting(struct io *io) {
-    while (io->waiting_count > 0 && io->out_up && io->link_out != NULL) {
-        struct frame *frame = io->waiting[io->waiting_first];
-        CHECK(io->lent_count < LINK_CREDIT_COUNT_MAX);
-        if (!link_send(io->link_out, frame)) return;
-        io->lent[io->lent_count++] = frame;
-        io->waiting_first = (io->waiting_first + 1) % LINK_CREDIT_COUNT_MAX;
-        io->waiting_count--;
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        struct out *out = &io->outs[i];
+        while (out->waiting_count > 0 && out->is_up) {
+            struct frame *frame = out->waiting[out->waiting_first];
+            CHECK(out->lent_count < LINK_CREDIT_COUNT_MAX);
+            if (!link_send(out->link, frame)) break;
+            out->lent[out->lent_count++] = frame;
+            out->waiting_first = (out->waiting_first + 1) % LINK_CREDIT_COUNT_MAX;
+            out->waiting_count--;
+        }
     }
 }
 
-// Closes both links; every frame of the owner comes back, received ones not yet told are dropped.
+static void give_all_sent(struct io *io, uint32_t link_index) {
+    struct out *out = &io->outs[link_index];
+    for (uint32_t i = 0; i < out->lent_count; i++)
+        give_sent(io, link_index, out->lent[i]);
+    out->lent_count = 0;
+    for (; out->waiting_count > 0; out->waiting_count--) {
+        give_sent(io, link_index, out->waiting[out->waiting_first]);
+        out->waiting_first = (out->waiting_first + 1) % LINK_CREDIT_COUNT_MAX;
+    }
+}
+
+// Closes all links; every frame of the owner comes back, received ones not yet told are dropped.
 static void leave_ring(struct io *io) {
     for (uint32_t i = 0; i < io->early_count; i++)
-        link_release(io->early[i]->owner, io->early[i]);
+        link_release(io->early[i].frame->owner, io->early[i].frame);
     io->early_count = 0;
-    link_close(io->link_out);
-    link_close(io->link_in);
-    io->link_out = io->link_in = NULL;
-    io->in_up = io->out_up = io->up_owed = false;
-    for (uint32_t i = 0; i < io->lent_count; i++)
-        give_sent(io, io->lent[i]);
-    io->lent_count = 0;
-    for (; io->waiting_count > 0; io->waiting_count--) {
-        give_sent(io, io->waiting[io->waiting_first]);
-        io->waiting_first = (io->waiting_first + 1) % LINK_CREDIT_COUNT_MAX;
+    io->up_owed = false;
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        link_close(io->outs[i].link);
+        link_close(io->ins[i].link);
+        io->outs[i].link = io->ins[i].link = NULL;
+        io->outs[i].is_up = io->ins[i].is_up = false;
+        give_all_sent(io, i);
     }
 }
 
@@ -173,15 +203,22 @@ static void act_on_loss(struct io *io) {
 static enum status make_links(struct io *io, const struct io_ring_position *position,
                               struct error *error) {
     struct link_config config = {.epoch = position->epoch,
-                                 .link_id = position->link_in_id,
                                  .credit_count = position->credit_count,
                                  .frame_bytes_max = position->frame_bytes_max};
-    enum status status = link_expect(io->port, &config, io, &io->link_in);
-    if (status != STATUS_OK)
-        return error_set(error, status, "no memory for %u frames of %zu bytes",
-                         position->credit_count, position->frame_bytes_max);
-    config.link_id = position->link_out_id;
-    return link_connect(io->port, position->out_address, &config, io, &io->link_out, error);
+    for (uint32_t i = 0; i < position->in_count; i++) {
+        config.link_id = position->in_link_ids[i];
+        enum status status = link_expect(io->port, &config, io, &io->ins[i].link);
+        if (status != STATUS_OK)
+            return error_set(error, status, "no memory for %u frames of %zu bytes",
+                             position->credit_count, position->frame_bytes_max);
+    }
+    for (uint32_t i = 0; i < position->out_count; i++) {
+        config.link_id = position->outs[i].link_id;
+        enum status status = link_connect(io->port, position->outs[i].address, &config, io,
+                                          &io->outs[i].link, error);
+        if (status != STATUS_OK) return status;
+    }
+    return STATUS_OK;
 }
 
 static void enter_ring(struct io *io, const struct command *command) {
@@ -193,33 +230,45 @@ static void enter_ring(struct io *io, const struct command *command) {
     if (make_links(io, &command->position, &error) != STATUS_OK) note_lost(io, &error);
 }
 
+static bool all_are_up(const struct io *io) {
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        if (io->ins[i].link != NULL && !io->ins[i].is_up) return false;
+        if (io->outs[i].link != NULL && !io->outs[i].is_up) return false;
+    }
+    return true;
+}
+
 static void link_is_up(struct link *link, void *ctx) {
     struct io *io = ctx;
-    if (link == io->link_in) io->in_up = true;
-    if (link == io->link_out) io->out_up = true;
-    if (io->in_up && io->out_up) io->up_owed = true;
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        if (link == io->ins[i].link) io->ins[i].is_up = true;
+        if (link == io->outs[i].link) io->outs[i].is_up = true;
+    }
+    if (all_are_up(io)) io->up_owed = true;
 }
 
 static void frame_is_received(struct link *link, void *ctx, struct frame *frame) {
     struct io *io = ctx;
-    (void)link;
-    bool early = !io->in_up || !io->out_up || io->up_owed;
-    if (early)
-        io->early[io->early_count++] = frame;
+    uint32_t index = 0;
+    while (io->ins[index].link != link)
+        index++;
+    if (io->up_owed || !all_are_up(io))
+        io->early[io->early_count++] = (struct early){index, frame};
     else
-        give_received(io, frame);
+        give_received(io, index, frame);
 }
 
 static void frame_is_sent(struct link *link, void *ctx, struct frame *frame) {
     struct io *io = ctx;
-    (void)link;
-    for (uint32_t i = 0; i < io->lent_count; i++) {
-        if (io->lent[i] != frame) continue;
-        io->lent[i] = io->lent[--io->lent_count];
-        give_sent(io, frame);
-        return;
-    }
-    CHECK(false);
+    uint32_t index = 0, at = 0;
+    while (io->outs[index].link != link)
+        index++;
+    struct out *out = &io->outs[index];
+    while (at < out->lent_count && out->lent[at] != frame)
+        at++;
+    CHECK(at < out->lent_count);
+    out->lent[at] = out->lent[--out->lent_count];
+    give_sent(io, index, frame);
 }
 
 static void link_is_lost(struct link *link, void *ctx, const struct error *error) {
@@ -228,13 +277,21 @@ static void link_is_lost(struct link *link, void *ctx, const struct error *error
 }
 
 static const struct link_handler io_handler = {
-    .up = link_is_up,
-    .received = frame_is_received,
-    .sent = frame_is_sent,
-    .lost = link_is_lost,
-};
+    .up = link_is_up, .received = frame_is_received, .sent = frame_is_sent, .lost = link_is_lost};
 
 // -- the io thread -------------------------------------------------------------------------------
+
+// A frame for links that the owner has already left, or that are lost, comes straight back.
+static void queue_frame(struct io *io, const struct command *command) {
+    struct out *out = &io->outs[command->link_index];
+    if (out->link == NULL || command->generation != io->generation) {
+        give_sent(io, command->link_index, command->frame);
+        return;
+    }
+    CHECK(out->waiting_count < LINK_CREDIT_COUNT_MAX);
+    uint32_t at = (out->waiting_first + out->waiting_count++) % LINK_CREDIT_COUNT_MAX;
+    out->waiting[at] = command->frame;
+}
 
 static void run_command(struct io *io, const struct command *command) {
     switch (command->kind) {
@@ -247,14 +304,7 @@ static void run_command(struct io *io, const struct command *command) {
         io->generation = command->generation;
         break;
     case COMMAND_SEND:
-        // A frame for links that the owner has already left, or that are lost, comes straight back.
-        if (io->link_out == NULL || command->generation != io->generation) {
-            give_sent(io, command->frame);
-            break;
-        }
-        CHECK(io->waiting_count < LINK_CREDIT_COUNT_MAX);
-        io->waiting[(io->waiting_first + io->waiting_count++) % LINK_CREDIT_COUNT_MAX] =
-            command->frame;
+        queue_frame(io, command);
         break;
     case COMMAND_RELEASE:
         link_release(command->frame->owner, command->frame);
@@ -386,14 +436,15 @@ void io_close(struct io *io) {
 
 // -- the owner thread ----------------------------------------------------------------------------
 
-static bool give_command(struct io *io, enum command_kind kind, struct frame *frame,
-                         const struct io_ring_position *position) {
+static bool give_command(struct io *io, enum command_kind kind, uint32_t link_index,
+                         struct frame *frame, const struct io_ring_position *position) {
     struct command *command = ring_take(io->command_pool);
     if (command == NULL) return false;
     bool moves = kind == COMMAND_CONNECT || kind == COMMAND_DISCONNECT;
     if (moves) io->owner_generation++;
     command->kind = kind;
     command->generation = io->owner_generation;
+    command->link_index = link_index;
     command->frame = frame;
     if (position != NULL) command->position = *position;
     CHECK(ring_give(io->commands, command));
@@ -404,24 +455,26 @@ static bool give_command(struct io *io, enum command_kind kind, struct frame *fr
 }
 
 bool io_connect(struct io *io, const struct io_ring_position *position) {
-    return give_command(io, COMMAND_CONNECT, NULL, position);
+    CHECK(position->in_count <= IO_LINK_COUNT_MAX && position->out_count <= IO_LINK_COUNT_MAX);
+    return give_command(io, COMMAND_CONNECT, 0, NULL, position);
 }
 
 bool io_disconnect(struct io *io) {
-    return give_command(io, COMMAND_DISCONNECT, NULL, NULL);
+    return give_command(io, COMMAND_DISCONNECT, 0, NULL, NULL);
 }
 
-bool io_send(struct io *io, struct frame *frame) {
-    if (io->outstanding_count >= LINK_CREDIT_COUNT_MAX) return false;
-    if (!give_command(io, COMMAND_SEND, frame, NULL)) return false;
-    io->outstanding_count++;
+bool io_send(struct io *io, uint32_t link_index, struct frame *frame) {
+    CHECK(link_index < IO_LINK_COUNT_MAX);
+    if (io->outstanding_counts[link_index] >= LINK_CREDIT_COUNT_MAX) return false;
+    if (!give_command(io, COMMAND_SEND, link_index, frame, NULL)) return false;
+    io->outstanding_counts[link_index]++;
     return true;
 }
 
 void io_release(struct io *io, struct frame *frame) {
     // The pool is larger than all frames that can be out, unless the thread is late: then it is
     // closing a link, which takes at most LINK_CLOSE_MS.
-    while (!give_command(io, COMMAND_RELEASE, frame, NULL)) {
+    while (!give_command(io, COMMAND_RELEASE, 0, frame, NULL)) {
         wake_signal(&io->wake);
         sched_yield();
     }
@@ -433,7 +486,7 @@ bool io_take(struct io *io, struct io_event *event_out) {
         bool stale = event->generation != io->owner_generation;
         CHECK(ring_give(event->home, event));
         if (taken.kind == IO_SENT) {
-            io->outstanding_count--;
+            io->outstanding_counts[taken.link_index]--;
         } else if (stale) {
             if (taken.kind == IO_RECEIVED) io_release(io, taken.frame);
             continue;

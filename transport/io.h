@@ -1,7 +1,8 @@
 // io: the thread that carries a process's frames, so that transfers progress while layers compute.
 //
-// It owns a port with one incoming and one outgoing link (the process's two neighbours in the
-// ring). The owner (the coordinator's loop, a stage's compute thread) meets it only in bounded
+// It owns a port with the incoming and the outgoing links of a process: one each, to its two
+// neighbours in the ring, and one more where tokens go straight back from the last stage to the
+// first. The owner (the coordinator's loop, a stage's compute thread) meets it only in bounded
 // rings: commands and frames go in, events come out, and `owner_wake` is signalled for each event.
 #pragma once
 
@@ -11,15 +12,16 @@
 struct io;
 
 enum io_event_kind {
-    IO_UP,       // both links of `epoch` are up
+    IO_UP,       // all links of `epoch` are up
     IO_RECEIVED, // `frame` arrived: read it, then io_release
     IO_SENT,     // `frame` is the owner's again
-    IO_LOST, // a link of `epoch` is lost; both are closed; frames in flight came back before this
+    IO_LOST, // a link of `epoch` is lost; all are closed; frames in flight came back before this
 };
 
 struct io_event {
     enum io_event_kind kind;
     uint64_t epoch;
+    uint32_t link_index; // IO_RECEIVED: of ins; IO_SENT: of outs
     struct frame *frame;
     struct error error; // IO_LOST
 };
@@ -42,20 +44,25 @@ void io_close(struct io *io);
 // Closes the links of the former epoch and makes those of this one; IO_UP or IO_LOST follows.
 // Frames of the former epoch that were given to io_send and not sent come back as IO_SENT; received
 // ones not yet taken are dropped. False when the command ring is full (never with one in flight).
+enum { IO_LINK_COUNT_MAX = 2 }; // each way
+struct io_out {
+    uint32_t link_id;
+    char address[256];
+};
 struct io_ring_position {
     uint64_t epoch;
-    uint32_t link_in_id;
-    uint32_t link_out_id;
-    uint32_t credit_count;
-    size_t frame_bytes_max; // of both links
-    char out_address[256];
+    uint32_t in_count, out_count;
+    uint32_t in_link_ids[IO_LINK_COUNT_MAX];
+    struct io_out outs[IO_LINK_COUNT_MAX];
+    uint32_t credit_count;  // of each link
+    size_t frame_bytes_max; // of each link
 };
 MUST_USE bool io_connect(struct io *io, const struct io_ring_position *position);
 MUST_USE bool io_disconnect(struct io *io);
 
-// Gives a frame to send; it comes back by IO_SENT. Frames wait inside for credits, at most
-// LINK_CREDIT_COUNT_MAX; false beyond that.
-MUST_USE bool io_send(struct io *io, struct frame *frame);
+// Gives a frame to send over outs[link_index]; it comes back by IO_SENT. Frames wait inside for
+// credits, at most LINK_CREDIT_COUNT_MAX a link; false beyond that.
+MUST_USE bool io_send(struct io *io, uint32_t link_index, struct frame *frame);
 // Gives back a frame of IO_RECEIVED.
 void io_release(struct io *io, struct frame *frame);
 
