@@ -9,7 +9,8 @@
 
 #include "base/status.h"
 
-enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
+// LOG_NONE is for limits only: nothing is written, as in simulations of what goes wrong.
+enum log_level { LOG_NONE = -1, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 // Called once before other threads start. `name` is borrowed for the life of the process.
 void log_init(const char *name, enum log_level level);

@@ -18,6 +18,7 @@ static const struct {
     {"model", "show what model is served", verb_model},
     {"tokenize", "turn text into token ids", verb_tokenize},
     {"detokenize", "turn token ids into text", verb_detokenize},
+    {"simulate", "run the scheduler and its recovery against simulated stages", verb_simulate},
 };
 enum { VERB_COUNT = sizeof(VERBS) / sizeof(VERBS[0]) };
 

@@ -7,4 +7,5 @@ int verb_generate(int argc, char **argv);
 int verb_status(int argc, char **argv);
 int verb_model(int argc, char **argv);
 int verb_tokenize(int argc, char **argv);
+int verb_simulate(int argc, char **argv);
 int verb_detokenize(int argc, char **argv);

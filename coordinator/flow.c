@@ -129,6 +129,14 @@ uint32_t flow_waiting_count(const struct flow *flow) {
     return scheduler_waiting_count(flow->scheduler);
 }
 
+uint32_t flow_running_count(const struct flow *flow) {
+    return scheduler_running_count(flow->scheduler);
+}
+
+const struct kv_blocks *flow_blocks(const struct flow *flow) {
+    return flow->blocks;
+}
+
 enum status flow_describe(struct flow *flow, Stagecoach__V1__Pipeline *pipeline) {
     pipeline->request_running_count = scheduler_running_count(flow->scheduler);
     pipeline->request_waiting_count = scheduler_waiting_count(flow->scheduler);

@@ -67,5 +67,7 @@ void flow_tick(struct flow *flow);
 // Microbatches are sent; if not, since when (clock_now_ms).
 bool flow_is_running(const struct flow *flow, uint64_t *absent_since_ms_out);
 uint32_t flow_waiting_count(const struct flow *flow);
+uint32_t flow_running_count(const struct flow *flow);
+const struct kv_blocks *flow_blocks(const struct flow *flow);
 // Fills state, stages and counts of `pipeline`; see cluster_describe.
 MUST_USE enum status flow_describe(struct flow *flow, Stagecoach__V1__Pipeline *pipeline);
