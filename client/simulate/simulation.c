@@ -87,8 +87,8 @@ static bool connect_dock(void *ctx, const struct io_ring_position *position) {
     struct world *world = ctx;
     if (world_has(world, SIMULATION_CONTROL) && world_chance(world, 20)) return false;
     const struct dock_wish wishes[] = {
-        {.id = position->link_in_id, .end = WIRE_RECEIVER},
-        {.id = position->link_out_id, .end = WIRE_SENDER, .address = position->out_address},
+        {.id = position->in_link_ids[0], .end = WIRE_RECEIVER},
+        {.id = position->outs[0].link_id, .end = WIRE_SENDER, .address = position->outs[0].address},
     };
     dock_open(world, &world->dock, position->epoch, wishes, 2);
     world->report->epoch_count++;
