@@ -110,6 +110,21 @@ enum {
     STAGE_DIAL_MS_MAX = 2000,
 };
 
+// -- meters ---------------------------------------------------------------------------------------
+enum {
+    // Steps whose times are remembered, a power of two; older ones that a stage has not reported
+    // by then are lost, and counted.
+    TIMELINE_STEP_COUNT_MAX = 4096,
+    // Rates and ratios are over so many seconds, counted second by second.
+    TIMELINE_WINDOW_S = 10,
+    // Steps that a stage has not reported yet, a power of two; more are lost, and counted.
+    STEP_LOG_COUNT_MAX = 4096,
+    // Steps in one heartbeat; more wait for the next one, which comes early when half of them wait.
+    HEARTBEAT_STEP_COUNT_MAX = 1024,
+    // Exchanges of heartbeats that a clock's offset is chosen from.
+    CLOCK_OFFSET_SAMPLE_COUNT = 16,
+};
+
 // -- rpc ------------------------------------------------------------------------------------------
 enum {
     // Used where struct rpc_config has a zero. A larger message, one call more or one message more
