@@ -117,6 +117,8 @@ enum {
     TIMELINE_STEP_COUNT_MAX = 4096,
     // Rates and ratios are over so many seconds, counted second by second.
     TIMELINE_WINDOW_S = 10,
+    // Steps of one answer of Admin/GetSteps; the caller asks again.
+    METERS_ANSWER_STEP_COUNT_MAX = 256,
     // Steps that a stage has not reported yet, a power of two; more are lost, and counted.
     STEP_LOG_COUNT_MAX = 4096,
     // Steps in one heartbeat; more wait for the next one, which comes early when half of them wait.

@@ -133,6 +133,9 @@ static void on_hello(struct cluster *cluster, struct member *member,
         return;
     }
     member->thread_count = hello->thread_count;
+    const char *clock_id = cluster->config.clock_id;
+    member->clock_offset.is_same_clock =
+        clock_id != NULL && clock_id[0] != '\0' && strcmp(clock_id, hello->clock_id) == 0;
     member->state = MEMBER_JOINED;
     log_info("stage '%s' (id %" PRIu32 ") joined from %s, data at %s, %s kernels, %" PRIu32
              " threads",
@@ -176,15 +179,39 @@ static void on_failed(struct cluster *cluster, struct member *member,
     fail_epoch(cluster, reason);
 }
 
+// Tells the timeline, with times on our clock.
+static void record_steps(struct cluster *cluster, const struct member *member,
+                         const Stagecoach__V1__Heartbeat *heartbeat) {
+    const struct clock_offset *offset = &member->clock_offset;
+    if (cluster->config.timeline == NULL || !member->has_layers || !clock_offset_is_known(offset))
+        return;
+    for (size_t i = 0; i < heartbeat->n_steps; i++) {
+        const Stagecoach__V1__StepTimes *step = heartbeat->steps[i];
+        struct timeline_record record = {
+            .step = step->step,
+            .received_ns = clock_offset_to_ours(offset, step->received_ns),
+            .begin_ns = clock_offset_to_ours(offset, step->begin_ns),
+            .end_ns = clock_offset_to_ours(offset, step->end_ns),
+        };
+        timeline_record(cluster->config.timeline, member->stage_index, &record);
+    }
+}
+
 static void on_heartbeat(struct cluster *cluster, struct member *member,
                          const Stagecoach__V1__Heartbeat *heartbeat) {
+    uint64_t now_ns = clock_now_ns(&cluster->config.clock);
+    if (heartbeat->heard_sent_ns != 0)
+        clock_offset_observe(&member->clock_offset, heartbeat->heard_sent_ns, heartbeat->heard_ns,
+                             heartbeat->sent_ns, now_ns);
     if (heartbeat->epoch == cluster->epoch) {
+        record_steps(cluster, member, heartbeat);
         member->step_count = heartbeat->step_count;
         member->busy_ns = heartbeat->busy_ns;
         member->row_count = heartbeat->row_count;
     }
     Stagecoach__V1__Heartbeat reply = STAGECOACH__V1__HEARTBEAT__INIT;
     reply.epoch = cluster->epoch;
+    reply.sent_ns = clock_now_ns(&cluster->config.clock);
     Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT;
     message.heartbeat = &reply;
@@ -464,6 +491,10 @@ static void describe_member(const struct cluster *cluster, struct member *member
     out->step_count = member->step_count;
     out->busy_ns = member->busy_ns;
     out->row_count = member->row_count;
+    if (!member->clock_offset.is_same_clock) {
+        out->clock_offset_ns = member->clock_offset.best.offset_ns;
+        out->clock_round_trip_ns = member->clock_offset.best.round_trip_ns;
+    }
     out->heartbeat_age_ms = clock_now_ms(&cluster->config.clock) - member->heard_ms;
 }
 

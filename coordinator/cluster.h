@@ -12,7 +12,9 @@
 #include <stdint.h>
 
 #include "base/clock.h"
+#include "coordinator/clock_offset.h"
 #include "coordinator/plan.h"
+#include "coordinator/timeline.h"
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 
@@ -46,6 +48,7 @@ struct member {
     uint64_t weight_bytes, mapped_bytes, kv_bytes, load_ms;
     uint64_t load_bytes_done, load_bytes_total;
     uint64_t step_count, busy_ns, row_count;
+    struct clock_offset clock_offset;
     char error[512];
 };
 
@@ -64,7 +67,9 @@ struct cluster_config {
     struct plan plan;
     // Everything of Assignment but epoch, stage_index, layer_first and layer_count.
     Stagecoach__V1__Assignment assignment;
-    const char *data_address; // where the last stage reaches the coordinator
+    const char *data_address;  // where the last stage reaches the coordinator
+    const char *clock_id;      // of `clock`, as in Hello; NULL: shared with no stage
+    struct timeline *timeline; // borrowed; gets what stages report of their steps; NULL: nobody
 };
 
 struct cluster;

@@ -34,6 +34,7 @@ struct coordinator {
     struct rpc *rpc;
     struct frontend frontend;
     Stagecoach__V1__Model model_message;
+    char clock_id[CLOCK_ID_BYTES_MAX + 1];
     char data_address[ADDRESS_HOST_BYTES_MAX + 16];
     struct loop *loop;
 };
@@ -203,7 +204,8 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
                  .cluster = {.clock = c->clock,
                              .plan = c->plan,
                              .assignment = common_assignment(c, &limits, credit_count),
-                             .data_address = c->data_address},
+                             .data_address = c->data_address,
+                             .clock_id = c->clock_id},
                  .scheduler = scheduler_config(c, &limits, credit_count),
                  .limits = limits,
                  .kv_block_count = c->kv_block_count,
@@ -285,6 +287,7 @@ enum status coordinator_run(const struct settings *settings, struct error *error
     struct coordinator *c = &coordinator;
     c->settings = settings;
     c->clock = clock_system();
+    clock_system_id(c->clock_id);
     enum status status = read_model(c, error);
     if (status == STATUS_OK) status = make_plan(c, error);
     if (status != STATUS_OK) goto close_all;

@@ -15,6 +15,7 @@ struct flow {
     struct kv_blocks *blocks;
     struct scheduler *scheduler;
     struct pipeline *pipeline;
+    struct timeline *timeline;    // of config.cluster; NULL: nothing is recorded
     struct scheduler_pick *picks; // of the microbatch being made
     bool is_running;              // frames of linked_epoch may be sent
     uint64_t linked_epoch;        // the last one whose links were asked for
@@ -57,6 +58,8 @@ void flow_receive(struct flow *flow, struct frame *frame) {
         flow->stale_frame_count++;
     else if (status != STATUS_OK)
         cluster_links_lost(flow->cluster, flow->linked_epoch, error.text);
+    else if (flow->timeline != NULL)
+        timeline_result(flow->timeline, clock_now_ns(&flow->config.clock));
 }
 
 void flow_frame_sent(struct flow *flow, struct frame *frame) {
@@ -65,6 +68,12 @@ void flow_frame_sent(struct flow *flow, struct frame *frame) {
 
 // -- what follows ---------------------------------------------------------------------------------
 
+// Forgets what is in flight, and counts steps anew; `epoch` 0: none will be sent.
+static void begin_steps(struct flow *flow, uint64_t epoch) {
+    pipeline_reset(flow->pipeline, epoch);
+    if (flow->timeline != NULL) timeline_begin_epoch(flow->timeline, epoch);
+}
+
 // Everything in flight is void; running sequences start again from their tokens.
 static void lose(struct flow *flow) {
     flow->is_running = false;
@@ -72,7 +81,7 @@ static void lose(struct flow *flow) {
     uint32_t count = scheduler_reset(flow->scheduler);
     flow->replay_count += count;
     if (count > 0) log_warn("%" PRIu32 " sequences will be replayed", count);
-    pipeline_reset(flow->pipeline, 0);
+    begin_steps(flow, 0);
     flow->outside.lost(flow->outside.ctx);
 }
 
@@ -90,7 +99,7 @@ static void make_links(struct flow *flow) {
              cluster_first_address(flow->cluster));
     if (!flow->outside.connect(flow->outside.ctx, &position)) return; // again at the next tick
     flow->linked_epoch = position.epoch;
-    pipeline_reset(flow->pipeline, position.epoch);
+    begin_steps(flow, position.epoch);
 }
 
 // Brings links and sequences in line with the cluster's state.
@@ -103,18 +112,45 @@ static void follow_cluster(struct flow *flow) {
     if (state == CLUSTER_RUNNING) flow->is_running = true;
 }
 
+// What the timeline is told of a microbatch; before pipeline_send changes the sequences.
+static struct timeline_send describe_picks(const struct flow *flow, uint32_t pick_count) {
+    struct timeline_send send = {.sequence_count = pick_count};
+    for (uint32_t i = 0; i < pick_count; i++) {
+        const struct scheduler_pick *pick = &flow->picks[i];
+        send.row_count += pick->row_count;
+        if (pick->is_ahead && pick->sequence->sampled_step > send.token_step)
+            send.token_step = pick->sequence->sampled_step;
+    }
+    return send;
+}
+
+static void send_microbatch(struct flow *flow, uint32_t pick_count) {
+    struct timeline_send send = describe_picks(flow, pick_count);
+    pipeline_send(flow->pipeline, flow->picks, pick_count);
+    send.sent_ns = clock_now_ns(&flow->config.clock);
+    if (flow->timeline != NULL) timeline_sent(flow->timeline, &send);
+}
+
 static void send_microbatches(struct flow *flow) {
     while (flow->is_running && pipeline_has_room(flow->pipeline)) {
         uint32_t pick_count = scheduler_pick(flow->scheduler, flow->picks);
         if (pick_count == 0) return;
         for (uint32_t i = 0; i < pick_count; i++)
             flow->outside.issued(flow->outside.ctx, flow->picks[i].sequence);
-        pipeline_send(flow->pipeline, flow->picks, pick_count);
+        send_microbatch(flow, pick_count);
     }
+}
+
+// Whether there is nothing to compute.
+static bool is_quiet(const struct flow *flow) {
+    return scheduler_running_count(flow->scheduler) == 0 &&
+           scheduler_waiting_count(flow->scheduler) == 0;
 }
 
 void flow_tick(struct flow *flow) {
     follow_cluster(flow);
+    if (flow->timeline != NULL)
+        timeline_set_quiet(flow->timeline, is_quiet(flow), clock_now_ns(&flow->config.clock));
     send_microbatches(flow);
 }
 
@@ -176,6 +212,7 @@ enum status flow_open(const struct flow_config *config, const struct flow_outsid
     if (flow == NULL) return STATUS_NO_MEMORY;
     flow->config = *config;
     flow->outside = *outside;
+    flow->timeline = config->cluster.timeline;
     flow->absent_since_ms = clock_now_ms(&config->clock);
     enum status status = open_parts(flow);
     if (status != STATUS_OK)

@@ -167,6 +167,22 @@ static void get_pipeline_message(struct rpc_call *call, void *ctx,
     rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "the coordinator has too much to do");
 }
 
+static void get_steps_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
+    struct frontend *frontend = ctx;
+    struct steps_query *query = malloc(sizeof(*query));
+    if (query == NULL) {
+        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
+        return;
+    }
+    *query = (struct steps_query){
+        .call = call, .cursor = ((const Stagecoach__V1__GetStepsRequest *)message)->cursor};
+    rpc_call_hold(call);
+    if (inbox_offer(frontend->inbox, EVENT_STEPS_ASKED, query)) return;
+    free(query);
+    rpc_call_release(call);
+    rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "the coordinator has too much to do");
+}
+
 // -- Control/Join ---------------------------------------------------------------------------------
 
 struct join {
@@ -227,6 +243,7 @@ static const struct rpc_method inference_methods[] = {
 static const struct rpc_method admin_methods[] = {
     {"GetPipeline",
      {.begin = begin_plain, .message = get_pipeline_message, .closed = closed_plain}},
+    {"GetSteps", {.begin = begin_plain, .message = get_steps_message, .closed = closed_plain}},
 };
 
 static const struct rpc_method control_methods[] = {

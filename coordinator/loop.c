@@ -7,11 +7,13 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "coordinator/meters.h"
 #include "coordinator/reply.h"
 
 struct loop {
     struct loop_config config;
     struct flow *flow;
+    struct meters *meters;
     struct request_list requests; // all that the loop owns
     uint32_t request_count;       // of these, not ended
     bool is_draining;
@@ -72,6 +74,18 @@ static void on_request_closed(struct loop *loop, struct request *request) {
     close_if_done(loop, request);
 }
 
+static void count_token(struct loop *loop, struct request *request, uint64_t now_ns) {
+    loop->completion_token_count++;
+    meters_count_token(loop->meters, now_ns);
+    if (request->first_token_ns == 0) {
+        request->first_token_ns = now_ns;
+        meters_observe(loop->meters, METER_FIRST_TOKEN, now_ns - request->arrived_ns);
+    } else {
+        meters_observe(loop->meters, METER_INTER_TOKEN, now_ns - request->last_token_ns);
+    }
+    request->last_token_ns = now_ns;
+}
+
 static void on_sample(void *ctx, const struct scheduler_pick *pick,
                       const struct frame_sample *sample, const struct frame_top *tops) {
     struct loop *loop = ctx;
@@ -83,8 +97,7 @@ static void on_sample(void *ctx, const struct scheduler_pick *pick,
         return;
     }
     uint64_t now_ns = clock_now_ns(&loop->config.clock);
-    if (request->first_token_ns == 0) request->first_token_ns = now_ns;
-    loop->completion_token_count++;
+    count_token(loop, request, now_ns);
     enum status status = sequence_append(sequence, sample->token_id);
     if (status == STATUS_OK) status = completion_push(&request->completion, sample, tops);
     if (status != STATUS_OK) {
@@ -94,6 +107,7 @@ static void on_sample(void *ctx, const struct scheduler_pick *pick,
     reply_send(request, now_ns);
     if (request->completion.finish_reason == FINISH_NONE) return;
     loop->request_done_count++;
+    meters_observe(loop->meters, METER_REQUEST, now_ns - request->arrived_ns);
     log_debug("request %s is done: %" PRIu32 " tokens", request->id,
               request->completion.token_count);
     end_request(loop, request);
@@ -134,6 +148,7 @@ static void on_pipeline_asked(struct loop *loop, struct rpc_call *call) {
     Stagecoach__V1__Pipeline out = STAGECOACH__V1__PIPELINE__INIT;
     if (flow_describe(loop->flow, &out) == STATUS_OK) {
         fill_counts(loop, &out);
+        meters_describe(loop->meters, clock_now_ns(&loop->config.clock), &out);
         if (loop->is_draining) out.state = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING;
         if (rpc_call_send(call, &out.base)) rpc_call_end(call, RPC_OK, "");
     } else {
@@ -143,6 +158,14 @@ static void on_pipeline_asked(struct loop *loop, struct rpc_call *call) {
         free(out.stages[i]);
     free(out.stages);
     rpc_call_release(call);
+}
+
+static void on_steps_asked(struct loop *loop, struct steps_query *query) {
+    uint64_t now_ns = clock_now_ns(&loop->config.clock);
+    const Stagecoach__V1__Steps *steps = meters_steps(loop->meters, now_ns, query->cursor);
+    if (rpc_call_send(query->call, &steps->base)) rpc_call_end(query->call, RPC_OK, "");
+    rpc_call_release(query->call);
+    free(query);
 }
 
 // -- what came ------------------------------------------------------------------------------------
@@ -160,6 +183,9 @@ static void handle_event(struct loop *loop, const struct event *event) {
         break;
     case EVENT_PIPELINE_ASKED:
         on_pipeline_asked(loop, event->subject);
+        break;
+    case EVENT_STEPS_ASKED:
+        on_steps_asked(loop, event->subject);
         break;
     case EVENT_STAGE_OPENED:
         if (!cluster_join(flow_cluster(loop->flow), event->subject)) log_warn("too many stages");
@@ -233,7 +259,10 @@ static bool send_frame(void *ctx, struct frame *frame) {
 static void on_issued(void *ctx, struct sequence *sequence) {
     struct loop *loop = ctx;
     struct request *request = request_of(sequence);
-    if (request->issued_ns == 0) request->issued_ns = clock_now_ns(&loop->config.clock);
+    if (request->issued_ns != 0) return;
+    request->issued_ns = clock_now_ns(&loop->config.clock);
+    meters_observe(loop->meters, METER_QUEUE, request->issued_ns - request->arrived_ns);
+    meters_count_prompt(loop->meters, sequence->prompt_count, sequence->cached_count);
 }
 
 static void on_lost(void *ctx) {
@@ -264,11 +293,19 @@ enum status loop_open(const struct loop_config *config, struct loop **loop_out) 
         .lost = on_lost,
         .ctx = loop,
     };
-    enum status status = flow_open(&config->flow, &outside, &loop->flow);
-    if (status != STATUS_OK)
-        free(loop);
-    else
-        *loop_out = loop;
+    enum status status = meters_open(config->flow.cluster.plan.stage_count,
+                                     clock_now_ns(&config->clock), &loop->meters);
+    if (status != STATUS_OK) goto free_loop;
+    struct flow_config flow = config->flow;
+    flow.cluster.timeline = meters_timeline(loop->meters);
+    status = flow_open(&flow, &outside, &loop->flow);
+    if (status != STATUS_OK) goto close_meters;
+    *loop_out = loop;
+    return STATUS_OK;
+close_meters:
+    meters_close(loop->meters);
+free_loop:
+    free(loop);
     return status;
 }
 
@@ -279,6 +316,7 @@ void loop_close(struct loop *loop) {
     flow_stop(loop->flow);
     CHECK(TAILQ_EMPTY(&loop->requests));
     flow_close(loop->flow);
+    meters_close(loop->meters);
     free(loop);
 }
 

@@ -14,6 +14,7 @@ struct request {
     bool wants_logprobs;
     struct rpc_call *call;                          // one reference
     uint64_t arrived_ns, issued_ns, first_token_ns; // 0: not yet
+    uint64_t last_token_ns;
     bool is_first_sent;
     bool is_ended;       // the last message was given to the call, or it was refused
     bool is_call_closed; // the call is over: nothing refers to the request from outside

@@ -31,7 +31,7 @@ struct trail {
 
 struct second {
     uint64_t number;
-    uint64_t step_count, row_count, passage_ns;
+    struct timeline_sums sums;
     uint64_t run_count; // steps that ended a quiet time
 };
 
@@ -46,6 +46,8 @@ struct timeline {
     uint64_t *idle_since_ns;                             // of each stage: end of the last decided
                                                          // step; 0: not known
     struct timeline_times *totals;                       // of each stage
+    struct timeline_sums total_sums;
+    uint64_t opened_ns;
     struct second seconds[SECOND_COUNT];
     struct timeline_times *second_times; // SECOND_COUNT times stage_count
     uint64_t lost_count;
@@ -60,7 +62,7 @@ enum status timeline_open(uint32_t stage_count, uint64_t now_ns, struct timeline
     size_t cell_count = (size_t)TIMELINE_STEP_COUNT_MAX * stage_count;
     t->stage_count = stage_count;
     t->is_quiet = true;
-    t->quiet_since_ns = now_ns;
+    t->quiet_since_ns = t->opened_ns = now_ns;
     t->entries = memory_array(TIMELINE_STEP_COUNT_MAX, sizeof(*t->entries));
     t->stage_steps = memory_array(cell_count, sizeof(*t->stage_steps));
     t->trails = memory_array(cell_count, sizeof(*t->trails));
@@ -223,6 +225,12 @@ static void add_times(struct timeline_times *sum, const struct timeline_times *t
     sum->step_count += times->step_count;
 }
 
+static void add_sums(struct timeline_sums *sum, const struct timeline_sums *sums) {
+    sum->step_count += sums->step_count;
+    sum->row_count += sums->row_count;
+    sum->passage_ns += sums->passage_ns;
+}
+
 static struct second *second_of(struct timeline *t, uint64_t time_ns) {
     uint64_t number = time_ns / NS_PER_S;
     uint64_t place = number % SECOND_COUNT;
@@ -279,9 +287,10 @@ static void attribute_all(struct timeline *t, uint64_t serial) {
     const struct entry *entry = entry_of(t, serial);
     struct second *second = second_of(t, entry->step.result_ns);
     struct timeline_times *sums = &t->second_times[(second - t->seconds) * t->stage_count];
-    second->step_count++;
-    second->row_count += entry->step.row_count;
-    second->passage_ns += entry->step.result_ns - entry->step.sent_ns;
+    struct timeline_sums sums_of_step = {1, entry->step.row_count,
+                                         entry->step.result_ns - entry->step.sent_ns};
+    add_sums(&second->sums, &sums_of_step);
+    add_sums(&t->total_sums, &sums_of_step);
     second->run_count += entry->quiet_ns > 0 ? 1 : 0;
     struct idle idle = {0};
     for (uint32_t s = 0; s < t->stage_count; s++)
@@ -329,13 +338,13 @@ void timeline_begin_epoch(struct timeline *timeline, uint64_t epoch) {
 
 void timeline_sent(struct timeline *timeline, const struct timeline_send *send) {
     struct timeline *t = timeline;
-    uint64_t serial = t->epoch_serial + send->step;
-    CHECK(serial == t->sent_serial + 1 && send->token_step < send->step);
+    uint64_t serial = t->sent_serial + 1, step = serial - t->epoch_serial;
+    CHECK(send->token_step < step);
     if (serial - t->decided_serial > TIMELINE_STEP_COUNT_MAX) decide(t);
     uint64_t quiet_ns = timeline_quiet_ns(t, send->sent_ns);
     *entry_of(t, serial) = (struct entry){
         .step = {.epoch = t->epoch,
-                 .step = send->step,
+                 .step = step,
                  .sent_ns = send->sent_ns,
                  .row_count = send->row_count,
                  .sequence_count = send->sequence_count},
@@ -348,9 +357,9 @@ void timeline_sent(struct timeline *timeline, const struct timeline_send *send) 
     t->sent_serial = serial;
 }
 
-void timeline_result(struct timeline *timeline, uint64_t step, uint64_t now_ns) {
-    uint64_t serial = timeline->epoch_serial + step;
-    CHECK(serial == timeline->result_serial + 1 && serial <= timeline->sent_serial);
+void timeline_result(struct timeline *timeline, uint64_t now_ns) {
+    uint64_t serial = timeline->result_serial + 1;
+    CHECK(serial <= timeline->sent_serial);
     timeline->result_serial = serial;
     if (serial <= timeline->decided_serial) return; // given up already
     struct timeline_step *known = &entry_of(timeline, serial)->step;
@@ -406,16 +415,25 @@ void timeline_window(const struct timeline *timeline, uint64_t now_ns, uint32_t 
     *times_out = sum;
 }
 
+void timeline_total_sums(const struct timeline *timeline, struct timeline_sums *sums_out) {
+    *sums_out = timeline->total_sums;
+}
+
+// The seconds of the window that have passed since the timeline was opened.
+static uint64_t window_length_ns(const struct timeline *t, uint64_t now_ns) {
+    uint64_t window_ns = now_ns % NS_PER_S + (uint64_t)TIMELINE_WINDOW_S * NS_PER_S;
+    uint64_t life_ns = now_ns > t->opened_ns ? now_ns - t->opened_ns : 0;
+    return least(window_ns, life_ns);
+}
+
 void timeline_summarize(const struct timeline *timeline, uint64_t now_ns,
                         struct timeline_summary *summary_out) {
-    struct timeline_summary sum = {0};
+    struct timeline_summary sum = {.length_ns = window_length_ns(timeline, now_ns)};
     uint64_t run_count = 0;
     for (uint32_t i = 0; i < SECOND_COUNT; i++) {
         const struct second *second = &timeline->seconds[i];
         if (!is_in_window(second, now_ns)) continue;
-        sum.step_count += second->step_count;
-        sum.row_count += second->row_count;
-        sum.passage_ns += second->passage_ns;
+        add_sums(&sum.sums, &second->sums);
         run_count += second->run_count;
     }
     uint64_t busy_ns = 0, idle_ns = 0;
@@ -426,9 +444,9 @@ void timeline_summarize(const struct timeline *timeline, uint64_t now_ns,
         idle_ns += times.starved_ns + times.wire_ns + times.imbalance_ns;
     }
     if (busy_ns + idle_ns > 0) sum.bubble_ratio = (double)idle_ns / (double)(busy_ns + idle_ns);
-    if (sum.step_count > 0) {
+    if (sum.sums.step_count > 0) {
         double fill = timeline->stage_count - 1;
-        double length = (double)sum.step_count / (double)most(run_count, 1);
+        double length = (double)sum.sums.step_count / (double)most(run_count, 1);
         sum.bubble_ratio_ideal = fill / (fill + length);
     }
     *summary_out = sum;

@@ -33,16 +33,15 @@ void timeline_close(struct timeline *timeline); // NULL allowed
 // Steps count from 1 again; those of the former epoch that are not complete are lost.
 void timeline_begin_epoch(struct timeline *timeline, uint64_t epoch);
 
-// Microbatches are sent in order, step 1 first.
+// The next step, from 1 on.
 struct timeline_send {
-    uint64_t step;
     uint64_t sent_ns;
     uint64_t token_step; // the last step that draws a token for its rows after it was sent; 0: none
     uint32_t row_count, sequence_count;
 };
 void timeline_sent(struct timeline *timeline, const struct timeline_send *send);
-// Results come in order.
-void timeline_result(struct timeline *timeline, uint64_t step, uint64_t now_ns);
+// The result of the oldest step that had none.
+void timeline_result(struct timeline *timeline, uint64_t now_ns);
 
 // Whether no request is unfinished; quiet at first.
 void timeline_set_quiet(struct timeline *timeline, bool is_quiet, uint64_t now_ns);
@@ -67,10 +66,14 @@ struct timeline_times {
     uint64_t hop_ns; // frames were on their way to the stage, summed over frames
     uint64_t step_count;
 };
-struct timeline_summary {
+struct timeline_sums {
     uint64_t step_count;
     uint64_t row_count;
-    uint64_t passage_ns;       // from sent to result, summed over steps
+    uint64_t passage_ns; // from sent to result, summed over steps
+};
+struct timeline_summary {
+    struct timeline_sums sums;
+    uint64_t length_ns;        // of the window
     double bubble_ratio;       // idle part of all stages' time, quiet time left out; 0: no steps
     double bubble_ratio_ideal; // (P-1)/(P-1+M), M: microbatches from one quiet time to the next
 };
@@ -81,6 +84,7 @@ void timeline_total(const struct timeline *timeline, uint32_t stage_index,
 // The last TIMELINE_WINDOW_S seconds of what the stages have reported.
 void timeline_window(const struct timeline *timeline, uint64_t now_ns, uint32_t stage_index,
                      struct timeline_times *times_out);
+void timeline_total_sums(const struct timeline *timeline, struct timeline_sums *sums_out);
 void timeline_summarize(const struct timeline *timeline, uint64_t now_ns,
                         struct timeline_summary *summary_out);
 

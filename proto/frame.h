@@ -128,7 +128,8 @@ struct frame {
     uint8_t *data; // FRAME_ALIGNMENT aligned
     size_t size_bytes;
     size_t capacity_bytes;
-    void *owner; // for the pool or link that lends it
+    void *owner;          // for the pool or link that lends it
+    uint64_t received_ns; // when it arrived (clock_now_ns); of received ones only
 };
 
 MUST_USE enum status frame_open(size_t capacity_bytes, struct frame **frame_out);

@@ -26,6 +26,13 @@ struct stream_end {
     char message[512];
 };
 
+// The steps of one heartbeat.
+struct heartbeat_steps {
+    struct step_record records[HEARTBEAT_STEP_COUNT_MAX];
+    Stagecoach__V1__StepTimes messages[HEARTBEAT_STEP_COUNT_MAX];
+    Stagecoach__V1__StepTimes *pointers[HEARTBEAT_STEP_COUNT_MAX];
+};
+
 struct control {
     const struct settings *settings;
     struct clock clock;
@@ -43,6 +50,9 @@ struct control {
     uint32_t stage_index, stage_count; // of the epoch's assignment
     uint64_t dial_at_ms, dial_wait_ms;
     uint64_t heard_ms, heartbeat_ms;
+    uint64_t heard_sent_ns, heard_ns; // the coordinator's last heartbeat: its stamp, our time
+    char clock_id[CLOCK_ID_BYTES_MAX + 1];
+    struct heartbeat_steps steps;
     enum status final_status; // not OK: refused for good
     struct error *final_error;
 };
@@ -94,6 +104,7 @@ static void send_hello(struct control *control) {
     hello.thread_count = backend_thread_count(control->backend);
     hello.kernel_variant = (char *)backend_variant(control->backend);
     hello.memory_bytes = memory_bytes();
+    hello.clock_id = control->clock_id;
     Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HELLO;
     message.hello = &hello;
@@ -115,6 +126,25 @@ static void send_progress(struct control *control) {
              (double)progress.bytes_total / 1e6);
 }
 
+// Those of former epochs are dropped. They stay valid until the next call.
+static void add_steps(struct control *control, Stagecoach__V1__Heartbeat *heartbeat) {
+    struct heartbeat_steps *steps = &control->steps;
+    uint32_t count =
+        step_log_take(worker_step_log(control->worker), steps->records, HEARTBEAT_STEP_COUNT_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct step_record *record = &steps->records[i];
+        if (record->epoch != heartbeat->epoch) continue;
+        Stagecoach__V1__StepTimes *message = &steps->messages[i];
+        stagecoach__v1__step_times__init(message);
+        message->step = record->step;
+        message->received_ns = record->received_ns;
+        message->begin_ns = record->begin_ns;
+        message->end_ns = record->end_ns;
+        steps->pointers[heartbeat->n_steps++] = message;
+    }
+    heartbeat->steps = steps->pointers;
+}
+
 static void send_heartbeat(struct control *control) {
     const struct worker_stats *stats = worker_stats(control->worker);
     Stagecoach__V1__Heartbeat heartbeat = STAGECOACH__V1__HEARTBEAT__INIT;
@@ -122,6 +152,10 @@ static void send_heartbeat(struct control *control) {
     heartbeat.step_count = atomic_load(&stats->step_count);
     heartbeat.busy_ns = atomic_load(&stats->busy_ns);
     heartbeat.row_count = atomic_load(&stats->row_count);
+    add_steps(control, &heartbeat);
+    heartbeat.heard_sent_ns = control->heard_sent_ns;
+    heartbeat.heard_ns = control->heard_ns;
+    heartbeat.sent_ns = clock_now_ns(&control->clock);
     Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HEARTBEAT;
     message.heartbeat = &heartbeat;
@@ -244,8 +278,12 @@ static void on_message(struct control *control, const Stagecoach__V1__Coordinato
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START:
         on_start(control, m->start);
         break;
+    case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT:
+        control->heard_sent_ns = m->heartbeat->sent_ns;
+        control->heard_ns = clock_now_ns(&control->clock);
+        break;
     default:
-        break; // heartbeats, and what newer coordinators say
+        break; // what newer coordinators say
     }
 }
 
@@ -257,6 +295,7 @@ static void dial(struct control *control) {
     uint64_t now_ms = clock_now_ms(&control->clock);
     control->is_joined = false;
     control->heard_ms = control->heartbeat_ms = now_ms;
+    control->heard_sent_ns = control->heard_ns = 0;
     enum status status = rpc_call_begin(control->channel, &stagecoach__v1__control__descriptor,
                                         "Join", &handler, control, 0, &control->call);
     if (status != STATUS_OK) {
@@ -294,7 +333,9 @@ static void keep_time(struct control *control) {
         if (now_ms >= control->dial_at_ms) dial(control);
         return;
     }
-    if (now_ms - control->heartbeat_ms >= HEARTBEAT_MS) {
+    bool has_many_steps =
+        step_log_count(worker_step_log(control->worker)) >= HEARTBEAT_STEP_COUNT_MAX / 2;
+    if (now_ms - control->heartbeat_ms >= HEARTBEAT_MS || has_many_steps) {
         control->heartbeat_ms = now_ms;
         send_progress(control);
         send_heartbeat(control);
@@ -412,6 +453,7 @@ enum status control_run(const struct settings *settings, struct error *error) {
     static struct control control; // one a process; its wake outlives signal handlers
     control.settings = settings;
     control.clock = clock_system();
+    clock_system_id(control.clock_id);
     control.dial_wait_ms = STAGE_DIAL_MS_MIN;
     control.final_error = error;
     make_name(&control);

@@ -20,6 +20,7 @@ struct worker {
     struct wake wake; // orders and io events
     struct inbox orders;
     struct worker_stats stats;
+    struct step_log step_log;
     atomic_bool is_closing;
     char data_address[300];
     pthread_t thread;
@@ -224,8 +225,16 @@ static void take_io_events(struct worker *worker) {
 
 // -- the thread -----------------------------------------------------------------------------------
 
-static void count_step(struct worker *worker, uint64_t begin_ns) {
-    atomic_fetch_add(&worker->stats.busy_ns, clock_now_ns(&worker->config.clock) - begin_ns);
+static void count_step(struct worker *worker, const struct frame *out, uint64_t received_ns,
+                       uint64_t begin_ns) {
+    uint64_t end_ns = clock_now_ns(&worker->config.clock);
+    const struct frame_header *header = (const struct frame_header *)out->data;
+    step_log_write(&worker->step_log, &(struct step_record){.epoch = header->epoch,
+                                                            .step = header->step,
+                                                            .received_ns = received_ns,
+                                                            .begin_ns = begin_ns,
+                                                            .end_ns = end_ns});
+    atomic_fetch_add(&worker->stats.busy_ns, end_ns - begin_ns);
     atomic_fetch_add(&worker->stats.step_count, 1);
     atomic_fetch_add(&worker->stats.row_count, engine_row_count(worker->engine));
 }
@@ -238,12 +247,13 @@ static bool run_step(struct worker *worker) {
     struct frame *in = worker->frames_in[worker->frame_in_first];
     worker->frame_in_first = (worker->frame_in_first + 1) % LINK_CREDIT_COUNT_MAX;
     worker->frame_in_count--;
+    uint64_t received_ns = in->received_ns;
     uint64_t begin_ns = clock_now_ns(&worker->config.clock);
     struct error error;
     enum status status = engine_step(worker->engine, in, out, &error);
     io_release(worker->io, in);
     if (status == STATUS_OK) {
-        count_step(worker, begin_ns);
+        count_step(worker, out, received_ns, begin_ns);
         bool is_taken = io_send(worker->io, 0, out);
         CHECK(is_taken); // io holds as many as there are frames out
         return true;
@@ -337,6 +347,10 @@ const char *worker_data_address(const struct worker *worker) {
 
 const struct worker_stats *worker_stats(const struct worker *worker) {
     return &worker->stats;
+}
+
+struct step_log *worker_step_log(struct worker *worker) {
+    return &worker->step_log;
 }
 
 void worker_order(struct worker *worker, enum worker_order order, void *subject) {

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "stage/engine.h"
+#include "stage/step_log.h"
 #include "transport/inbox.h"
 #include "transport/io.h"
 
@@ -66,6 +67,7 @@ void worker_close(struct worker *worker);
 // "host:port" of the data plane.
 const char *worker_data_address(const struct worker *worker);
 const struct worker_stats *worker_stats(const struct worker *worker);
+struct step_log *worker_step_log(struct worker *worker); // to be read by control
 
 // Any thread. `subject` is malloc'ed and taken.
 void worker_order(struct worker *worker, enum worker_order order, void *subject);

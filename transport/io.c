@@ -124,6 +124,8 @@ static void give_received(struct io *io, uint32_t link_index, struct frame *fram
         link_release(frame->owner, frame);
         return;
     }
+    struct clock clock = clock_system();
+    frame->received_ns = clock_now_ns(&clock);
     event->event.kind = IO_RECEIVED;
     event->event.link_index = link_index;
     event->event.frame = frame;

@@ -73,9 +73,8 @@ static void tell(struct timeline *timeline, const struct course *c, const struct
     uint32_t result = 1;
     for (uint32_t k = 1; k <= STEP_COUNT; k++) {
         for (; result < k && times[result].result_ns <= times[k].sent_ns; result++)
-            timeline_result(timeline, result, times[result].result_ns);
+            timeline_result(timeline, times[result].result_ns);
         struct timeline_send send = {
-            .step = k,
             .sent_ns = times[k].sent_ns,
             .token_step = c->token_lag != 0 && k > c->token_lag ? k - c->token_lag : 0,
             .row_count = 8,
@@ -84,7 +83,7 @@ static void tell(struct timeline *timeline, const struct course *c, const struct
         if (k > report_lag) record(timeline, c, times, k - report_lag);
     }
     for (; result <= STEP_COUNT; result++)
-        timeline_result(timeline, result, times[result].result_ns);
+        timeline_result(timeline, times[result].result_ns);
     for (uint32_t k = STEP_COUNT - report_lag + 1; k <= STEP_COUNT; k++)
         record(timeline, c, times, k);
 }
@@ -134,8 +133,8 @@ static void a_full_pipeline_is_busy(void **state) {
         assert_about(o.stages[s].starved_ns + o.stages[s].wire_ns + o.stages[s].imbalance_ns, 0);
     }
     assert_true(o.summary.bubble_ratio < 0.02);
-    assert_int_equal(o.summary.step_count, STEP_COUNT);
-    assert_int_equal(o.summary.row_count, STEP_COUNT * 8);
+    assert_int_equal(o.summary.sums.step_count, STEP_COUNT);
+    assert_int_equal(o.summary.sums.row_count, STEP_COUNT * 8);
 }
 
 static void one_slow_stage_makes_the_others_idle_from_imbalance(void **state) {
@@ -242,7 +241,7 @@ static void a_coordinator_that_sends_late_starves_the_stages(void **state) {
         assert_about(o.stages[s].starved_ns, STEP_COUNT * 3ull * MS);
         assert_about(o.stages[s].wire_ns + o.stages[s].imbalance_ns, 0);
     }
-    assert_true(o.summary.passage_ns > 0);
+    assert_true(o.summary.sums.passage_ns > 0);
 }
 
 static void a_stage_alone_has_no_ring_to_wait_for(void **state) {
@@ -256,14 +255,14 @@ static void a_stage_alone_has_no_ring_to_wait_for(void **state) {
 
 // Two stages, one step at a time, sent at the given times.
 static void send_and_finish(struct timeline *timeline, uint64_t step, uint64_t sent_ns) {
-    timeline_sent(timeline, &(struct timeline_send){.step = step, .sent_ns = sent_ns});
+    timeline_sent(timeline, &(struct timeline_send){.sent_ns = sent_ns});
     for (uint32_t s = 0; s < 2; s++)
         timeline_record(timeline, s,
                         &(struct timeline_record){.step = step,
                                                   .received_ns = sent_ns + s * 10ull * MS,
                                                   .begin_ns = sent_ns + s * 10ull * MS,
                                                   .end_ns = sent_ns + (s + 1) * 10ull * MS});
-    timeline_result(timeline, step, sent_ns + 20ull * MS);
+    timeline_result(timeline, sent_ns + 20ull * MS);
 }
 
 static void time_without_requests_is_no_bubble(void **state) {
@@ -309,7 +308,7 @@ static void the_window_forgets_what_is_older(void **state) {
     assert_int_equal(window.step_count, 0);
     struct timeline_summary summary;
     timeline_summarize(timeline, 200000ull * MS, &summary);
-    assert_true(summary.bubble_ratio == 0 && summary.step_count == 0);
+    assert_true(summary.bubble_ratio == 0 && summary.sums.step_count == 0);
     timeline_close(timeline);
 }
 
@@ -322,11 +321,11 @@ static void a_step_that_a_stage_lost_is_in_no_sum(void **state) {
     uint64_t cursor = timeline_cursor(timeline);
     for (uint32_t k = 1; k <= 3; k++) {
         uint64_t sent_ns = k * 100ull * MS;
-        timeline_sent(timeline, &(struct timeline_send){.step = k, .sent_ns = sent_ns});
+        timeline_sent(timeline, &(struct timeline_send){.sent_ns = sent_ns});
         struct timeline_record record = {k, sent_ns, sent_ns, sent_ns + 10ull * MS};
         timeline_record(timeline, 0, &record);
         if (k != 2) timeline_record(timeline, 1, &record);
-        timeline_result(timeline, k, sent_ns + 20ull * MS);
+        timeline_result(timeline, sent_ns + 20ull * MS);
     }
     struct timeline_times times;
     timeline_total(timeline, 0, &times);
@@ -350,13 +349,13 @@ static void wrong_records_are_ignored(void **state) {
     struct timeline *timeline;
     assert_int_equal(timeline_open(2, 0, &timeline), STATUS_OK);
     timeline_begin_epoch(timeline, 1);
-    timeline_sent(timeline, &(struct timeline_send){.step = 1, .sent_ns = 10});
+    timeline_sent(timeline, &(struct timeline_send){.sent_ns = 10});
     timeline_record(timeline, 2, &(struct timeline_record){1, 1, 2, 3});    // no such stage
     timeline_record(timeline, 0, &(struct timeline_record){2, 1, 2, 3});    // not sent
     timeline_record(timeline, 0, &(struct timeline_record){1, 30, 20, 10}); // ends before it begins
     timeline_record(timeline, 0, &(struct timeline_record){1, 10, 20, 30}); // told already
     timeline_record(timeline, 1, &(struct timeline_record){1, 40, 30, 60}); // received late: clocks
-    timeline_result(timeline, 1, 70);
+    timeline_result(timeline, 70);
     assert_int_equal(timeline_lost_count(timeline), 1);
     timeline_close(timeline);
 }
@@ -369,8 +368,8 @@ static void stages_that_report_nothing_do_not_stop_the_timeline(void **state) {
     uint64_t cursor = timeline_cursor(timeline);
     const uint32_t count = TIMELINE_STEP_COUNT_MAX * 2;
     for (uint32_t k = 1; k <= count; k++) {
-        timeline_sent(timeline, &(struct timeline_send){.step = k, .sent_ns = k});
-        timeline_result(timeline, k, k + 1);
+        timeline_sent(timeline, &(struct timeline_send){.sent_ns = k});
+        timeline_result(timeline, k + 1);
     }
     assert_int_equal(timeline_lost_count(timeline), TIMELINE_STEP_COUNT_MAX);
     const struct timeline_stage_step *stages;
@@ -389,7 +388,7 @@ static void a_new_epoch_counts_steps_from_one(void **state) {
     timeline_begin_epoch(timeline, 1);
     uint64_t cursor = timeline_cursor(timeline);
     send_and_finish(timeline, 1, 100ull * MS);
-    timeline_sent(timeline, &(struct timeline_send){.step = 2, .sent_ns = 200ull * MS});
+    timeline_sent(timeline, &(struct timeline_send){.sent_ns = 200ull * MS});
     assert_int_equal(timeline_oldest_age_ns(timeline, 250ull * MS), 50 * MS);
     timeline_begin_epoch(timeline, 2);
     assert_int_equal(timeline_oldest_age_ns(timeline, 250ull * MS), 0);
