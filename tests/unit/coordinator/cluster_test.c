@@ -16,7 +16,7 @@ struct recorded {
     uint32_t welcome_count, heartbeat_count, drop_count;
     bool was_refused;
     char drop_text[256];
-    uint64_t assignment_epoch, start_epoch;
+    uint64_t assignment_epoch, start_epoch, heartbeat_sent_ns;
     uint32_t layer_first, layer_count;
     char next_address[64];
 };
@@ -45,6 +45,7 @@ static void world_send(void *ctx, struct member *member,
         break;
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT:
         r->heartbeat_count++;
+        r->heartbeat_sent_ns = message->heartbeat->sent_ns;
         break;
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_ASSIGNMENT:
         r->assignment_epoch = message->assignment->epoch;
@@ -67,16 +68,21 @@ static void world_drop(void *ctx, struct member *member, bool is_refusal, const 
     snprintf(r->drop_text, sizeof(r->drop_text), "%s", message);
 }
 
-static void open_world(struct world *world, const char *layers) {
+static void open_timed_world(struct world *world, const char *layers, struct timeline *timeline) {
     memset(world, 0, sizeof(*world));
     world->now_ns = 1000000000;
     log_init("test", LOG_ERROR);
     struct cluster_config config = {.clock = {.now_ns = world_now, .ctx = world},
-                                    .data_address = "10.0.0.1:99"};
+                                    .data_address = "10.0.0.1:99",
+                                    .timeline = timeline};
     stagecoach__v1__assignment__init(&config.assignment);
     assert_int_equal(plan_parse(layers, 8, &config.plan, NULL), STATUS_OK);
     struct cluster_outside outside = {world_send, world_drop, world};
     assert_int_equal(cluster_open(&config, &outside, &world->cluster), STATUS_OK);
+}
+
+static void open_world(struct world *world, const char *layers) {
+    open_timed_world(world, layers, NULL);
 }
 
 static void tell(struct world *world, uint32_t index, Stagecoach__V1__StageMessage *message) {
@@ -339,6 +345,60 @@ static void cluster_answers_heartbeats(void **state) {
     cluster_close(world.cluster);
 }
 
+static void say_heartbeat(struct world *world, uint32_t index,
+                          Stagecoach__V1__Heartbeat *heartbeat) {
+    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
+    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HEARTBEAT;
+    message.heartbeat = heartbeat;
+    tell(world, index, &message);
+}
+
+static void steps_of_heartbeats_reach_the_timeline_on_our_clock(void **state) {
+    (void)state;
+    struct timeline *timeline;
+    assert_int_equal(timeline_open(1, 0, &timeline), STATUS_OK);
+    struct world world;
+    open_timed_world(&world, "8", timeline);
+    uint32_t index = join(&world, "a"); // epoch 1: it has the layers
+    timeline_begin_epoch(timeline, 1);
+    timeline_sent(timeline, &(struct timeline_send){.sent_ns = world.now_ns});
+    timeline_result(timeline, world.now_ns + 5000);
+    // The clock of the stage is 7 s ahead; messages take 1000 ns each way.
+    const uint64_t ahead_ns = 7000000000;
+    Stagecoach__V1__Heartbeat heartbeat = STAGECOACH__V1__HEARTBEAT__INIT;
+    heartbeat.epoch = 1;
+    say_heartbeat(&world, index, &heartbeat);
+    uint64_t asked_ns = world.recorded[index].heartbeat_sent_ns;
+    assert_int_equal(asked_ns, world.now_ns);
+    world.now_ns += 502000;
+    Stagecoach__V1__StepTimes step = STAGECOACH__V1__STEP_TIMES__INIT;
+    step.step = 1;
+    step.received_ns = step.begin_ns = asked_ns + 1000 + ahead_ns;
+    step.end_ns = asked_ns + 4000 + ahead_ns;
+    Stagecoach__V1__StepTimes *steps[] = {&step};
+    heartbeat.heard_sent_ns = asked_ns;
+    heartbeat.heard_ns = asked_ns + 1000 + ahead_ns;
+    heartbeat.sent_ns = world.now_ns - 1000 + ahead_ns;
+    heartbeat.steps = steps;
+    heartbeat.n_steps = 1;
+    uint64_t cursor = timeline_cursor(timeline);
+    say_heartbeat(&world, index, &heartbeat);
+    const struct timeline_stage_step *stages;
+    const struct timeline_step *told = timeline_next(timeline, &cursor, &stages);
+    assert_true(told != NULL && told->is_whole);
+    assert_int_equal(stages[0].begin_ns, asked_ns + 1000);
+    assert_int_equal(stages[0].end_ns, asked_ns + 4000);
+    // Of a former epoch: ignored.
+    timeline_sent(timeline, &(struct timeline_send){.sent_ns = world.now_ns});
+    timeline_result(timeline, world.now_ns);
+    heartbeat.epoch = 0;
+    step.step = 2;
+    say_heartbeat(&world, index, &heartbeat);
+    assert_null(timeline_next(timeline, &cursor, &stages));
+    cluster_close(world.cluster);
+    timeline_close(timeline);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cluster_runs_when_all_have_loaded_and_connected),
@@ -350,6 +410,7 @@ int main(void) {
         cmocka_unit_test(cluster_refuses_a_wrong_hello_by_name),
         cmocka_unit_test(cluster_refuses_messages_before_hello_and_a_second_hello),
         cmocka_unit_test(cluster_answers_heartbeats),
+        cmocka_unit_test(steps_of_heartbeats_reach_the_timeline_on_our_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
