@@ -117,6 +117,13 @@ enum {
     TIMELINE_STEP_COUNT_MAX = 4096,
     // Rates and ratios are over so many seconds, counted second by second.
     TIMELINE_WINDOW_S = 10,
+    // Of the metrics' HTTP port. More connections wait in the kernel; a larger request is refused;
+    // an idle connection is closed; a loop that does not answer in time makes 503.
+    METRICS_CONNECTION_COUNT_MAX = 32,
+    METRICS_REQUEST_BYTES_MAX = 16 << 10,
+    METRICS_IDLE_SECONDS = 10,
+    METRICS_ANSWER_MS = 2000,
+    METRICS_TEXT_BYTES_MAX = 4 << 20,
     // Steps of one answer of Admin/GetSteps; the caller asks again.
     METERS_ANSWER_STEP_COUNT_MAX = 256,
     // Steps that a stage has not reported yet, a power of two; more are lost, and counted.

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/signals.h"
 #include "coordinator/loop.h"
+#include "coordinator/metrics_http.h"
 #include "proto/model_config.h"
 
 enum { TICK_MS = 100 };
@@ -37,6 +38,7 @@ struct coordinator {
     char clock_id[CLOCK_ID_BYTES_MAX + 1];
     char data_address[ADDRESS_HOST_BYTES_MAX + 16];
     struct loop *loop;
+    struct metrics_http *metrics; // NULL: off
 };
 
 static uint64_t draw_random(void *ctx) {
@@ -137,6 +139,18 @@ static enum status open_io(struct coordinator *c, struct error *error) {
     return status == STATUS_OK ? status : error_set(error, status, "cannot start the io thread");
 }
 
+static enum status open_metrics(struct coordinator *c, struct error *error) {
+    if (c->settings->metrics == NULL) return STATUS_OK;
+    enum status status =
+        metrics_http_open(c->settings->metrics, &c->inbox, EVENT_METRICS_ASKED, &c->metrics, error);
+    if (status != STATUS_OK) {
+        error_prefix(error, "--metrics");
+        return status;
+    }
+    log_info("metrics at http://%s/metrics", metrics_http_address(c->metrics));
+    return STATUS_OK;
+}
+
 static struct frame_limits result_limits(const struct coordinator *c) {
     return (struct frame_limits){
         .row_count_max = (uint32_t)(c->settings->chunk_row_count + c->settings->sequence_count_max),
@@ -213,6 +227,7 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
                  .frame_bytes_max = frame_bytes_max},
         .absent_ms = (uint32_t)(s->absent_seconds * 1000),
         .model_name = c->model_name,
+        .metrics_address = c->metrics != NULL ? metrics_http_address(c->metrics) : "",
     };
     enum status status = loop_open(&config, &c->loop);
     return status == STATUS_OK ? status : error_set(error, status, "no memory for the loop");
@@ -277,7 +292,9 @@ static void serve_and_drain(struct coordinator *c) {
 static void close_all(struct coordinator *c) {
     rpc_close(c->rpc, 200);
     io_close(c->io);
+    metrics_http_stop(c->metrics);
     loop_close(c->loop);
+    metrics_http_close(c->metrics);
     if (c->inbox.ring != NULL) inbox_fini(&c->inbox);
     tokenizer_close(c->tokenizer);
 }
@@ -300,6 +317,7 @@ enum status coordinator_run(const struct settings *settings, struct error *error
         goto close_all;
     }
     status = open_io(c, error);
+    if (status == STATUS_OK) status = open_metrics(c, error);
     if (status == STATUS_OK) status = open_loop(c, error);
     if (status == STATUS_OK) status = open_rpc(c, error);
     if (status == STATUS_OK) serve_and_drain(c);

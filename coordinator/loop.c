@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "coordinator/meters.h"
+#include "coordinator/metrics_http.h"
 #include "coordinator/reply.h"
 
 struct loop {
@@ -137,6 +138,7 @@ static void expire_requests(struct loop *loop) {
 
 static void fill_counts(struct loop *loop, Stagecoach__V1__Pipeline *out) {
     out->version = (char *)STAGECOACH_VERSION;
+    out->metrics_address = (char *)loop->config.metrics_address;
     out->model_name = (char *)loop->config.model_name;
     out->prompt_token_count = loop->prompt_token_count;
     out->completion_token_count = loop->completion_token_count;
@@ -144,20 +146,38 @@ static void fill_counts(struct loop *loop, Stagecoach__V1__Pipeline *out) {
     out->request_failed_count = loop->request_failed_count;
 }
 
+// Free the stages in either case.
+static enum status describe(struct loop *loop, Stagecoach__V1__Pipeline *out) {
+    stagecoach__v1__pipeline__init(out);
+    enum status status = flow_describe(loop->flow, out);
+    if (status != STATUS_OK) return status;
+    fill_counts(loop, out);
+    meters_describe(loop->meters, clock_now_ns(&loop->config.clock), out);
+    if (loop->is_draining) out->state = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING;
+    return STATUS_OK;
+}
+
+static void free_stages(Stagecoach__V1__Pipeline *pipeline) {
+    for (size_t i = 0; i < pipeline->n_stages; i++)
+        free(pipeline->stages[i]);
+    free(pipeline->stages);
+}
+
 static void on_pipeline_asked(struct loop *loop, struct rpc_call *call) {
-    Stagecoach__V1__Pipeline out = STAGECOACH__V1__PIPELINE__INIT;
-    if (flow_describe(loop->flow, &out) == STATUS_OK) {
-        fill_counts(loop, &out);
-        meters_describe(loop->meters, clock_now_ns(&loop->config.clock), &out);
-        if (loop->is_draining) out.state = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING;
+    Stagecoach__V1__Pipeline out;
+    if (describe(loop, &out) == STATUS_OK) {
         if (rpc_call_send(call, &out.base)) rpc_call_end(call, RPC_OK, "");
     } else {
         rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
     }
-    for (size_t i = 0; i < out.n_stages; i++)
-        free(out.stages[i]);
-    free(out.stages);
+    free_stages(&out);
     rpc_call_release(call);
+}
+
+static void on_metrics_asked(struct loop *loop, struct metrics_http *http) {
+    Stagecoach__V1__Pipeline out;
+    if (describe(loop, &out) == STATUS_OK) metrics_http_answer(http, &out);
+    free_stages(&out);
 }
 
 static void on_steps_asked(struct loop *loop, struct steps_query *query) {
@@ -183,6 +203,9 @@ static void handle_event(struct loop *loop, const struct event *event) {
         break;
     case EVENT_PIPELINE_ASKED:
         on_pipeline_asked(loop, event->subject);
+        break;
+    case EVENT_METRICS_ASKED:
+        on_metrics_asked(loop, event->subject);
         break;
     case EVENT_STEPS_ASKED:
         on_steps_asked(loop, event->subject);

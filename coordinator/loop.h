@@ -13,8 +13,9 @@ struct loop_config {
     struct inbox *inbox; // borrowed
     struct io *io;       // borrowed; opened with `wake`
     struct flow_config flow;
-    uint32_t absent_ms;     // a request waits this long for a pipeline, then fails UNAVAILABLE
-    const char *model_name; // borrowed
+    uint32_t absent_ms;          // a request waits this long for a pipeline, then fails UNAVAILABLE
+    const char *model_name;      // borrowed
+    const char *metrics_address; // borrowed; "": metrics are off
 };
 
 MUST_USE enum status loop_open(const struct loop_config *config, struct loop **loop_out);

@@ -59,6 +59,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "where the last stage sends results, port 0 for any (default 127.0.0.1:0)", 0, 0},
         {"port-file", OPTION_TEXT, &s.port_file, "PATH",
          "file that gets the port of --listen once it is open", 0, 0},
+        {"metrics", OPTION_TEXT, &s.metrics, "HOST:PORT",
+         "where Prometheus gets /metrics over HTTP, port 0 for any (default: off)", 0, 0},
         {"stages", OPTION_COUNT, &s.stage_count, "N", "stages to wait for (default 2)", 1,
          PIPELINE_STAGE_COUNT_MAX},
         {"layers", OPTION_TEXT, &s.layers, "A,B,...",

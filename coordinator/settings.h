@@ -14,6 +14,7 @@ struct settings {
     const char *listen;
     const char *data_listen;
     const char *port_file;
+    const char *metrics; // NULL: off
     const char *layers;
     uint64_t stage_count;
     uint64_t kv_token_count;

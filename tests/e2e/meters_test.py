@@ -1,8 +1,11 @@
 """What operators see of a pipeline that works: meters, and its microbatches one by one."""
 
 import concurrent.futures
+import re
 import time
 import unittest
+import urllib.error
+import urllib.request
 
 from harness import PATIENCE, Pipeline, admin_pb2, wait_until
 
@@ -30,19 +33,103 @@ def all_steps(pipeline, cursor):
             return steps
 
 
+def scrape(pipeline, path="/metrics"):
+    """The text, without a proxy in between."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    address = pipeline.pipeline().metrics_address
+    with opener.open(f"http://{address}{path}", timeout=10 * PATIENCE) as answer:
+        return answer.read().decode()
+
+
+LABEL = r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"'
+SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(" + LABEL + "(?:," + LABEL + r")*)\})? (\S+)")
+SUFFIXES = {"histogram": ["_bucket", "_sum", "_count"], "summary": ["_sum", "_count", ""]}
+
+
+def parse_metrics(text):
+    """{name: (type, {(sample name, labels): value})}, or an error where the text breaks the format:
+    every family has HELP, then TYPE, then all of its samples; no series appears twice."""
+    families, name, helped = {}, None, None
+    assert text.endswith("\n")
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            helped, words = line.split(" ", 3)[2:]
+            assert words and helped not in families, line
+        elif line.startswith("# TYPE "):
+            name, kind = line.split(" ")[2:]
+            assert name == helped and kind in ("counter", "gauge", "histogram", "summary"), line
+            families[name] = (kind, {})
+        else:
+            match = SAMPLE.fullmatch(line)
+            assert match, f"not a sample: {line}"
+            kind, samples = families[name]
+            assert match[1] in [name + suffix for suffix in SUFFIXES.get(kind, [""])], line
+            labels = tuple(sorted((found[0], found[1])
+                                  for found in re.findall(LABEL, match[2] or "")))
+            assert (match[1], labels) not in samples, f"twice: {line}"
+            samples[match[1], labels] = float(match[match.lastindex])
+    return families
+
+
+def check_conventions(families):
+    """Names and units as Prometheus asks for: base units, _total for counters alone."""
+    for name, (kind, samples) in families.items():
+        assert samples, f"{name} has no samples"
+        if name.startswith("vllm:"):
+            continue
+        assert name.startswith("stagecoach_"), name
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert not re.search(r"_(ms|milliseconds|ns|nanoseconds|us|percent|kb|mb)(_|$)", name), name
+        if kind == "histogram":
+            assert name.endswith("_seconds"), name
+            check_histogram(name, samples)
+        if kind in ("counter", "histogram", "summary"):
+            assert all(value >= 0 for value in samples.values()), name
+
+
+def check_histogram(name, samples):
+    buckets = [(float(dict(labels)["le"]), value) for (sample, labels), value in samples.items()
+               if sample == name + "_bucket"]
+    assert buckets == sorted(buckets), name
+    assert buckets[-1] == (float("inf"), samples[name + "_count", ()]), name
+    counts = [value for _, value in buckets]
+    assert counts == sorted(counts), name
+
+
+class ParserTest(unittest.TestCase):
+    """The parser must refuse what is wrong, or the test below says nothing."""
+
+    def test_it_reads_names_labels_and_values(self):
+        families = parse_metrics('# HELP a_total h h\n# TYPE a_total counter\n'
+                                 'a_total{x="1",y="b\\"c"} 2.5\na_total 1e-09\n')
+        self.assertEqual(families["a_total"][1][("a_total", (("x", "1"), ("y", 'b\\"c')))], 2.5)
+
+    def test_it_refuses_what_breaks_the_format(self):
+        head = "# HELP a h\n# TYPE a gauge\n"
+        for text in ["a 1\n", "# TYPE a gauge\na 1\n", head + "b 1\n", head + "a 1\na 1\n",
+                     head + "a\n", head + 'a{x="1} 2\n', head + "a 1", head + "a x\n",
+                     head + "a 1\n" + head + "a{x=\"1\"} 1\n"]:
+            with self.assertRaises((AssertionError, KeyError, ValueError), msg=text):
+                parse_metrics(text)
+
+    def test_it_refuses_what_breaks_the_conventions(self):
+        for name, kind in [("stagecoach_x", "counter"), ("stagecoach_x_total", "gauge"),
+                           ("stagecoach_wait_ms", "gauge"), ("other_x", "gauge")]:
+            with self.assertRaises(AssertionError, msg=name):
+                check_conventions({name: (kind, {(name, ()): 1.0})})
+
+
 class MetersTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.pipeline = Pipeline(stages=2)
+        cls.pipeline = Pipeline(stages=2, coordinator=["--metrics", "127.0.0.1:0"])
         cls.addClassCleanup(cls.pipeline.close)
         answer = cls.pipeline.admin.GetSteps(admin_pb2.GetStepsRequest(), timeout=10 * PATIENCE)
-        cls.cursor = answer.cursor
-        cls.begin = time.monotonic()
         run_requests(cls.pipeline)
         wait_until(lambda: cls.pipeline.pipeline().microbatch_count
                    == cls.pipeline.pipeline().step_count, 5, "the stages have reported all steps")
         cls.state = cls.pipeline.pipeline()
-        cls.span_ns = (time.monotonic() - cls.begin) * 1e9
+        cls.steps = all_steps(cls.pipeline, answer.cursor)
 
     def test_every_microbatch_is_accounted_for(self):
         self.assertGreaterEqual(self.state.microbatch_count, TOKEN_COUNT)
@@ -51,18 +138,21 @@ class MetersTest(unittest.TestCase):
             self.assertEqual(stage.times.step_count, self.state.microbatch_count)
 
     def test_the_time_of_each_stage_is_busy_or_idle_for_a_reason(self):
-        for stage in self.state.stages:
+        busy_sum_ns = all_sum_ns = 0
+        for index, stage in enumerate(self.state.stages):
             times = stage.times
-            idle_ns = times.starved_ns + times.wire_ns + times.imbalance_ns
-            self.assertGreater(times.busy_ns, 0)
-            self.assertLess(times.busy_ns + idle_ns, self.span_ns)
-            # Nearly all of the time in which requests ran: what is left is before and after.
-            self.assertGreater(times.busy_ns + idle_ns, 0.2 * self.span_ns)
+            sum_ns = times.busy_ns + times.starved_ns + times.wire_ns + times.imbalance_ns
+            span_ns = self.steps[-1].stages[index].end_ns - self.steps[0].stages[index].begin_ns
+            self.assertLessEqual(sum_ns, span_ns)
+            # Less where all requests had ended before the last one came.
+            self.assertGreater(sum_ns, 0.5 * span_ns)
+            self.assertEqual(times.busy_ns, sum(step.stages[index].end_ns
+                                                - step.stages[index].begin_ns
+                                                for step in self.steps))
             self.assertEqual(stage.clock_offset_ns, 0)
-        busy_ns = sum(stage.times.busy_ns for stage in self.state.stages)
-        self.assertGreater(self.state.bubble_ratio, 0)
-        self.assertLess(self.state.bubble_ratio, 1)
-        self.assertGreater(busy_ns, 0)
+            busy_sum_ns += times.busy_ns
+            all_sum_ns += sum_ns
+        self.assertAlmostEqual(self.state.bubble_ratio, 1 - busy_sum_ns / all_sum_ns)
 
     def test_requests_and_tokens_are_counted_and_timed(self):
         tokens = REQUEST_COUNT * TOKEN_COUNT
@@ -77,8 +167,44 @@ class MetersTest(unittest.TestCase):
             self.state.first_token.sum_seconds + self.state.inter_token.sum_seconds, places=3)
         self.assertGreater(self.state.completion_tokens_per_second, 0)
 
+    def test_prometheus_gets_the_same_in_its_text(self):
+        families = parse_metrics(scrape(self.pipeline))
+        check_conventions(families)
+
+        def value(name, **labels):
+            family = re.sub("_(count|sum)$", "", name)
+            return families[family][1][name, tuple(sorted(labels.items()))]
+
+        state = self.state
+        self.assertEqual(value("stagecoach_completion_tokens_total"),
+                         state.completion_token_count)
+        self.assertEqual(value("stagecoach_time_to_first_token_seconds_count"), REQUEST_COUNT)
+        self.assertAlmostEqual(value("stagecoach_inter_token_seconds_sum"),
+                               state.inter_token.sum_seconds)
+        self.assertEqual(value("stagecoach_microbatch_seconds_count"), state.step_count)
+        self.assertEqual(value("stagecoach_requests_total", outcome="done"), REQUEST_COUNT)
+        self.assertEqual(value("stagecoach_pipeline_running"), 1)
+        for stage in state.stages:
+            index = str(stage.stage_index)
+            self.assertAlmostEqual(value("stagecoach_stage_busy_seconds_total", stage=index),
+                                   stage.times.busy_ns / 1e9)
+            for cause in ("starved", "wire", "imbalance"):
+                self.assertAlmostEqual(
+                    value("stagecoach_stage_idle_seconds_total", stage=index, cause=cause),
+                    getattr(stage.times, f"{cause}_ns") / 1e9)
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            self.assertEqual(value(f"vllm:{name}", model_name=state.model_name), 0)
+        self.assertIn("vllm:cache_config_info", families)
+
+    def test_other_paths_are_not_found(self):
+        for path in ("/", "/metrics/", "/metric", "/%2e%2e/metrics"):
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                scrape(self.pipeline, path)
+            self.assertEqual(caught.exception.code, 404)
+            caught.exception.close()
+
     def test_steps_are_in_the_order_of_time(self):
-        steps = all_steps(self.pipeline, self.cursor)
+        steps = self.steps
         self.assertEqual(len(steps), self.state.step_count)
         self.assertEqual([step.step for step in steps], list(range(1, len(steps) + 1)))
         for step in steps:

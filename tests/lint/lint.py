@@ -32,6 +32,7 @@ VENDOR_HOMES = [
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
+    (r"microhttpd\.h", r"coordinator/metrics_http\.c"),
     (r"pcre2\.h|utf8proc\.h", r"coordinator/.*"),
     # Messages only where they are packed or unpacked.
     (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]"),
