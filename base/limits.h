@@ -182,6 +182,9 @@ enum {
     CLIENT_WAIT_CALL_MS = 1000,
     // Waiting for a pipeline asks this often.
     CLIENT_WAIT_POLL_MS = 10,
+    // Longer traces are refused, and how often the coordinator is asked for steps meanwhile.
+    CLIENT_TRACE_SECONDS_MAX = 3600,
+    CLIENT_TRACE_POLL_MS = 100,
     // Token ids or biases in one option; more are refused.
     CLIENT_LIST_COUNT_MAX = 1 << 20,
 };

@@ -5,6 +5,7 @@
 
 int verb_generate(int argc, char **argv);
 int verb_status(int argc, char **argv);
+int verb_trace(int argc, char **argv);
 int verb_model(int argc, char **argv);
 int verb_tokenize(int argc, char **argv);
 int verb_simulate(int argc, char **argv);

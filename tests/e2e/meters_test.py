@@ -1,13 +1,18 @@
 """What operators see of a pipeline that works: meters, and its microbatches one by one."""
 
 import concurrent.futures
+import json
+import pathlib
 import re
+import signal
+import subprocess
+import tempfile
 import time
 import unittest
 import urllib.error
 import urllib.request
 
-from harness import PATIENCE, Pipeline, admin_pb2, wait_until
+from harness import BIN, PATIENCE, Pipeline, admin_pb2, run, wait_until
 
 REQUEST_COUNT = 8
 TOKEN_COUNT = 40
@@ -117,6 +122,132 @@ class ParserTest(unittest.TestCase):
                            ("stagecoach_wait_ms", "gauge"), ("other_x", "gauge")]:
             with self.assertRaises(AssertionError, msg=name):
                 check_conventions({name: (kind, {(name, ()): 1.0})})
+
+
+def slices_of(events):
+    """{track: slices in the order of time}; those of one track must not overlap."""
+    tracks = {}
+    for event in events:
+        if event["ph"] == "X":
+            tracks.setdefault((event["pid"], event["tid"]), []).append(event)
+    for slices in tracks.values():
+        slices.sort(key=lambda event: event["ts"])
+        for before, after in zip(slices, slices[1:]):
+            # Times are rounded to nanoseconds.
+            assert before["ts"] + before["dur"] <= after["ts"] + 0.002, (before, after)
+    return tracks
+
+
+def check_trace(test, trace, stage_count):
+    """Everything that a reader of the Chrome trace format relies on. Returns the compute slices of
+    each stage."""
+    events = trace["traceEvents"]
+    for event in events:
+        test.assertIn(event["ph"], "MXbestf")
+        test.assertIsInstance(event["pid"], int)
+        test.assertIsInstance(event["tid"], int)
+        test.assertIsInstance(event["name"], str)
+        if event["ph"] != "M":
+            test.assertGreaterEqual(event["ts"], 0)
+        if event["ph"] == "X":
+            test.assertGreaterEqual(event["dur"], 0)
+    names = {(event["pid"], event["tid"]): event["args"]["name"] for event in events
+             if event["name"] == "thread_name"}
+    tracks = slices_of(events)
+    test.assertEqual(len(names), stage_count)
+    test.assertLessEqual(set(tracks), set(names))
+    compute = []
+    for index, track in enumerate(sorted(names)):
+        test.assertTrue(names[track].startswith(f"stage {index} ("), names[track])
+        compute.append([event for event in tracks.get(track, []) if event["cat"] == "compute"])
+        idle = {event["name"] for event in tracks.get(track, []) if event["cat"] == "idle"}
+        test.assertLessEqual(idle, {"starved", "wire", "imbalance"})
+    check_wires(test, events, compute)
+    return compute
+
+
+def check_wires(test, events, compute):
+    """A frame's way begins where a stage ends the step, and ends before the next begins it."""
+    begins = {event["id"]: event for event in events if event["ph"] == "b"}
+    ends = {event["id"]: event for event in events if event["ph"] == "e"}
+    test.assertEqual(set(begins), set(ends))
+    wires = {(event["name"], event["args"]["step"]): (event["ts"], ends[key]["ts"])
+             for key, event in begins.items()}
+    test.assertEqual(len(wires), len(begins))
+    for index, slices in enumerate(compute):
+        for event in slices:
+            step = event["args"]["step"]
+            begin, end = wires[f"wire to stage {index}", step]
+            test.assertLessEqual(begin, end)
+            test.assertLessEqual(end, event["ts"] + 0.002)
+            after = "the coordinator" if index + 1 == len(compute) else f"stage {index + 1}"
+            test.assertAlmostEqual(wires[f"wire to {after}", step][0], event["ts"] + event["dur"],
+                                   delta=0.002)
+
+
+class TraceTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.pipeline = Pipeline(stages=3)
+        cls.addClassCleanup(cls.pipeline.close)
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="stagecoach-trace-")
+        self.addCleanup(folder.cleanup)
+        self.path = pathlib.Path(folder.name, "out.json")
+
+    def start(self, *options):
+        """The command, when it records already."""
+        popen = subprocess.Popen([BIN / "stagecoach", "trace", "--coordinator",
+                                  self.pipeline.address, *options, self.path],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(lambda: popen.poll() is None and (popen.kill(), popen.wait()))
+        wait_until(lambda: self.path.exists() or popen.poll() is not None, 10, "the file is there")
+        time.sleep(0.2 * PATIENCE)
+        return popen
+
+    def test_a_trace_has_one_slice_for_each_microbatch_and_stage(self):
+        before = self.pipeline.pipeline().step_count
+        popen = self.start("--seconds", str(1.5 * PATIENCE), "--json")
+        run_requests(self.pipeline)
+        output, errors = popen.communicate(timeout=30 * PATIENCE)
+        self.assertEqual(popen.returncode, 0, errors)
+        count = self.pipeline.pipeline().step_count - before
+        summary = json.loads(output)
+        self.assertEqual(summary["microbatches"], count)
+        self.assertEqual(summary["lost"], 0)
+        compute = check_trace(self, json.loads(self.path.read_text()), 3)
+        for slices in compute:
+            self.assertEqual(len(slices), count)
+            steps = [event["args"]["step"] for event in slices]
+            self.assertEqual(steps, sorted(steps))
+            self.assertTrue(all(event["args"]["rows"] >= 1 for event in slices))
+
+    def test_ctrl_c_ends_a_trace_early_and_keeps_it(self):
+        popen = self.start("--seconds", "60")
+        self.pipeline.generate(max_tokens=5)
+        popen.send_signal(signal.SIGINT)
+        output, errors = popen.communicate(timeout=30 * PATIENCE)
+        self.assertEqual(popen.returncode, 0, errors)
+        self.assertRegex(output, r"out\.json: \d+ microbatches of ")
+        compute = check_trace(self, json.loads(self.path.read_text()), 3)
+        self.assertGreaterEqual(len(compute[0]), 5)
+
+    def test_a_trace_of_a_quiet_pipeline_is_empty_and_valid(self):
+        popen = self.start("--seconds", "0.1")
+        _, errors = popen.communicate(timeout=30 * PATIENCE)
+        self.assertEqual(popen.returncode, 0, errors)
+        compute = check_trace(self, json.loads(self.path.read_text()), 3)
+        self.assertEqual(compute, [[], [], []])
+
+    def test_mistakes_are_named(self):
+        result = run(BIN / "stagecoach", "trace")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("FILE is missing", result.stderr)
+        result = run(BIN / "stagecoach", "trace", "--coordinator", self.pipeline.address,
+                     "/nonexistent/out.json")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("/nonexistent/out.json", result.stderr)
 
 
 class MetersTest(unittest.TestCase):

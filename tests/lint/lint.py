@@ -55,6 +55,7 @@ PROGRAMS = [
     ["bin/stagecoach-stage"],
     ["bin/stagecoach", "generate"],
     ["bin/stagecoach", "status"],
+    ["bin/stagecoach", "trace"],
     ["bin/stagecoach", "model"],
     ["bin/stagecoach", "tokenize"],
     ["bin/stagecoach", "detokenize"],
