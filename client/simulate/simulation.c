@@ -99,6 +99,7 @@ static bool send_frame(void *ctx, struct frame *frame) {
     struct world *world = ctx;
     if (world->settings.leave != NULL) world->settings.leave(world->settings.ctx);
     checks_sent(world, frame);
+    if (world->report->first_sent_ns == 0) world->report->first_sent_ns = world->now_ns;
     world->in_flight_count++;
     world->sending_epoch = world->dock.epoch;
     struct parcel *parcel = parcel_take(world, frame->size_bytes);

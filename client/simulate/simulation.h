@@ -69,6 +69,7 @@ struct simulation_report {
     uint64_t wasted_row_count; // computed for sequences that had ended
     uint32_t fault_count, epoch_count;
     uint64_t replay_count, preempted_count, stale_frame_count;
+    uint64_t first_sent_ns;  // when the first microbatch was sent
     uint64_t first_token_ns; // when the last request had its first token
     // From then until the first request ended: steady decode.
     uint64_t steady_ns, steady_step_count, steady_token_count;
