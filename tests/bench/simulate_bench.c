@@ -193,13 +193,13 @@ static struct coordinator_cost cost_of(uint64_t tokens, uint64_t *step_count_out
     return cost;
 }
 
-// Of the steps that a longer run has more than a shorter one: all of them are decode.
+// Allocations are of the steps that a longer run has more than a shorter one: all of them decode.
 static json_t *cost_all(void) {
     uint64_t short_steps, long_steps;
     struct coordinator_cost before = cost_of(200, &short_steps), after = cost_of(600, &long_steps);
-    double steps = (double)(long_steps - short_steps);
-    double us = (double)(after.ns - before.ns) * 1e-3 / steps;
-    double allocations = (double)(after.allocation_count - before.allocation_count) / steps;
+    double us = (double)after.ns * 1e-3 / (double)long_steps;
+    double allocations = (double)(after.allocation_count - before.allocation_count) /
+                         (double)(long_steps - short_steps);
     printf("\ncoordinator, decode microbatches of about 64 sequences: %.1f us each of real time, "
            "%.3f allocations\n",
            us, allocations);
