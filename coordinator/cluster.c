@@ -300,6 +300,8 @@ static void send_start(struct cluster *cluster, struct member *member) {
     start.epoch = cluster->epoch;
     start.next_address = is_last ? (char *)cluster->config.data_address
                                  : cluster->slots[member->stage_index + 1]->data_address;
+    if (is_last && member->stage_index > 0 && cluster->config.assignment.token_lag_max > 0)
+        start.feedback_address = cluster->slots[0]->data_address;
     Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START;
     message.start = &start;

@@ -18,7 +18,7 @@
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 
-enum { CONTROL_PROTOCOL_VERSION = 2 };
+enum { CONTROL_PROTOCOL_VERSION = 3 };
 
 enum cluster_state { CLUSTER_WAITING, CLUSTER_LOADING, CLUSTER_CONNECTING, CLUSTER_RUNNING };
 

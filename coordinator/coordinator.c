@@ -164,6 +164,11 @@ static struct frame_limits result_limits(const struct coordinator *c) {
     };
 }
 
+// A token that is not known yet is drawn by a step in flight.
+static uint32_t token_lag_max(const struct coordinator *c, uint32_t in_flight_max) {
+    return c->settings->feedback == FEEDBACK_DIRECT ? in_flight_max - 1 : 0;
+}
+
 static Stagecoach__V1__Assignment common_assignment(const struct coordinator *c,
                                                     const struct frame_limits *limits,
                                                     uint32_t credit_count) {
@@ -181,6 +186,7 @@ static Stagecoach__V1__Assignment common_assignment(const struct coordinator *c,
     a.position_count_max = limits->position_count_max;
     a.load_format = c->settings->load_format;
     a.weight_format = c->settings->weight_format;
+    a.token_lag_max = token_lag_max(c, credit_count);
     return a;
 }
 
@@ -195,14 +201,26 @@ static struct scheduler_config scheduler_config(const struct coordinator *c,
         .row_count_max = limits->row_count_max,
         .chunk_row_count = (uint32_t)s->chunk_row_count,
         .in_flight_max = in_flight_max,
+        .stage_count = c->plan.stage_count,
+        .runs_ahead = token_lag_max(c, in_flight_max) > 0,
+        .is_naive = s->is_naive,
     };
+}
+
+// Every stage has one to compute and one more is on its way; another one waits at the first stage
+// for its tokens.
+static uint32_t in_flight_max(const struct coordinator *c) {
+    const struct settings *s = c->settings;
+    if (s->is_naive) return 1;
+    if (s->in_flight_max > 0) return (uint32_t)s->in_flight_max;
+    uint32_t count = c->plan.stage_count + 1 + (s->feedback == FEEDBACK_DIRECT ? 1 : 0);
+    return count < LINK_CREDIT_COUNT_MAX ? count : LINK_CREDIT_COUNT_MAX;
 }
 
 static enum status open_loop(struct coordinator *c, struct error *error) {
     const struct settings *s = c->settings;
     struct frame_limits limits = result_limits(c);
-    uint32_t credit_count = c->plan.stage_count + 1;
-    if (credit_count > LINK_CREDIT_COUNT_MAX) credit_count = LINK_CREDIT_COUNT_MAX;
+    uint32_t credit_count = in_flight_max(c);
     size_t frame_bytes_max = frame_capacity_bytes(&limits);
     if (frame_bytes_max > FRAME_BYTES_MAX)
         return error_set(error, STATUS_EXHAUSTED,

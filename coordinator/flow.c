@@ -53,13 +53,19 @@ void flow_links_lost(struct flow *flow, uint64_t epoch, const char *reason) {
 
 void flow_receive(struct flow *flow, struct frame *frame) {
     struct error error;
-    enum status status = pipeline_receive(flow->pipeline, frame, &error);
-    if (status == STATUS_UNAVAILABLE)
+    struct pipeline_measured measured;
+    enum status status = pipeline_receive(flow->pipeline, frame, &measured, &error);
+    if (status == STATUS_UNAVAILABLE) {
         flow->stale_frame_count++;
-    else if (status != STATUS_OK)
+        return;
+    }
+    if (status != STATUS_OK) {
         cluster_links_lost(flow->cluster, flow->linked_epoch, error.text);
-    else if (flow->timeline != NULL)
-        timeline_result(flow->timeline, clock_now_ns(&flow->config.clock));
+        return;
+    }
+    if (flow->timeline != NULL) timeline_result(flow->timeline, clock_now_ns(&flow->config.clock));
+    scheduler_observe(flow->scheduler, &measured.cost);
+    if (measured.hop_ns > 0) scheduler_observe_hop(flow->scheduler, measured.hop_ns);
 }
 
 void flow_frame_sent(struct flow *flow, struct frame *frame) {
@@ -126,8 +132,8 @@ static struct timeline_send describe_picks(const struct flow *flow, uint32_t pic
 
 static void send_microbatch(struct flow *flow, uint32_t pick_count) {
     struct timeline_send send = describe_picks(flow, pick_count);
+    send.sent_ns = clock_now_ns(&flow->config.clock); // the stage may have it before this returns
     pipeline_send(flow->pipeline, flow->picks, pick_count);
-    send.sent_ns = clock_now_ns(&flow->config.clock);
     if (flow->timeline != NULL) timeline_sent(flow->timeline, &send);
 }
 
@@ -197,7 +203,9 @@ static enum status open_parts(struct flow *flow) {
     if (status != STATUS_OK) return status;
     flow->picks = memory_array(config->scheduler.sequence_count_max, sizeof(*flow->picks));
     if (flow->picks == NULL) return STATUS_NO_MEMORY;
-    struct pipeline_config pipeline = {.in_flight_max = config->scheduler.in_flight_max,
+    struct pipeline_config pipeline = {.clock = config->clock,
+                                       .stage_count = config->cluster.plan.stage_count,
+                                       .in_flight_max = config->scheduler.in_flight_max,
                                        .limits = config->limits};
     struct pipeline_outside pipeline_outside = {.send = outside->send,
                                                 .sample = outside->sample,

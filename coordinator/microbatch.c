@@ -22,6 +22,23 @@ struct cursor {
     uint32_t row, block, bias, history;
 };
 
+static void write_tokens(const struct frame_view *view, const struct scheduler_pick *pick,
+                         struct frame_sequence *out) {
+    const struct sequence *sequence = pick->sequence;
+    if (!pick->is_ahead) {
+        CHECK(pick->position_first + pick->row_count <= sequence->token_count);
+        memcpy(&view->tokens[out->row_first], &sequence->tokens[pick->position_first],
+               pick->row_count * sizeof(uint32_t));
+        return;
+    }
+    // Of the tokens before this row, all are known and in the history.
+    CHECK(pick->row_count == 1 && pick->position_first == sequence->token_count);
+    CHECK(sequence->sampled_step > 0 && sequence->sampled_step < view->header->step);
+    out->token_lag = (uint32_t)(view->header->step - sequence->sampled_step);
+    out->token_sample = sequence->sampled_index;
+    view->tokens[out->row_first] = 0;
+}
+
 static void write_sequence(const struct frame_view *view, uint32_t index,
                            const struct scheduler_pick *pick, struct cursor *cursor) {
     const struct sequence *sequence = pick->sequence;
@@ -38,8 +55,7 @@ static void write_sequence(const struct frame_view *view, uint32_t index,
     out->history_first = cursor->history;
     out->history_count = pick->is_sample ? sequence->history.entry_count : 0;
     out->flags |= pick->is_sample ? FRAME_SAMPLE : 0;
-    memcpy(&view->tokens[cursor->row], &sequence->tokens[pick->position_first],
-           pick->row_count * sizeof(uint32_t));
+    write_tokens(view, pick, out);
     CHECK(out->block_count <= sequence->block_count);
     memcpy(&view->blocks[cursor->block], sequence->blocks, out->block_count * sizeof(uint32_t));
     if (out->bias_count > 0)

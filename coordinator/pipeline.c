@@ -14,6 +14,10 @@ struct step {
     uint64_t number;
     struct scheduler_pick *picks;
     uint32_t pick_count;
+    uint32_t row_count;
+    uint64_t attended_count;
+    uint64_t sent_ns;
+    bool is_alone; // none was in flight when it was sent, nor since
 };
 
 struct pipeline {
@@ -73,6 +77,26 @@ uint64_t pipeline_step_count(const struct pipeline *pipeline) {
     return pipeline->finished_count;
 }
 
+static void count_rows(struct step *step) {
+    step->row_count = 0;
+    step->attended_count = 0;
+    for (uint32_t i = 0; i < step->pick_count; i++) {
+        uint64_t first = step->picks[i].position_first, count = step->picks[i].row_count;
+        step->row_count += (uint32_t)count;
+        step->attended_count += count * (first + 1) + count * (count - 1) / 2;
+    }
+}
+
+// The next row of a sequence may be sent before the token is known that this step draws.
+static void note_samples(const struct step *step) {
+    uint32_t sample_count = 0;
+    for (uint32_t i = 0; i < step->pick_count; i++) {
+        if (!step->picks[i].is_sample) continue;
+        step->picks[i].sequence->sampled_step = step->number;
+        step->picks[i].sequence->sampled_index = sample_count++;
+    }
+}
+
 void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks,
                    uint32_t pick_count) {
     CHECK(pipeline_has_room(pipeline));
@@ -81,6 +105,10 @@ void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks
     step->number = pipeline->step_next++;
     step->pick_count = pick_count;
     memcpy(step->picks, picks, pick_count * sizeof(*picks));
+    count_rows(step);
+    step->sent_ns = clock_now_ns(&pipeline->config.clock);
+    step->is_alone = pipeline->step_count == 0;
+    pipeline->steps[pipeline->step_first].is_alone = step->is_alone; // nor is the oldest any more
     for (uint32_t i = 0; i < pick_count; i++)
         picks[i].sequence->in_flight_count++;
     pipeline->step_count++;
@@ -88,6 +116,7 @@ void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks
     enum status status =
         microbatch_write(frame, pipeline->config.limits.epoch, step->number, picks, pick_count);
     CHECK(status == STATUS_OK); // the frame has the capacity of the largest microbatch
+    note_samples(step);
     // The link holds as many frames as credits can exist, and in_flight_max is not more.
     bool is_taken = pipeline->outside.send(pipeline->outside.ctx, frame);
     CHECK(is_taken);
@@ -130,7 +159,21 @@ static enum status check_samples(const struct step *step, const struct frame_vie
     return STATUS_OK;
 }
 
-enum status pipeline_receive(struct pipeline *pipeline, struct frame *frame, struct error *error) {
+// Stages tell times of their own clocks: durations, which are compared with nothing but durations.
+static struct pipeline_measured measure(const struct pipeline *pipeline, const struct step *step,
+                                        const struct frame_header *result) {
+    struct pipeline_measured measured = {.cost = {.row_count = step->row_count,
+                                                  .attended_count = step->attended_count,
+                                                  .slowest_ns = result->slowest_ns,
+                                                  .sum_ns = result->compute_ns}};
+    uint64_t took_ns = clock_now_ns(&pipeline->config.clock) - step->sent_ns;
+    if (step->is_alone && took_ns > result->compute_ns)
+        measured.hop_ns = (took_ns - result->compute_ns) / (pipeline->config.stage_count + 1);
+    return measured;
+}
+
+enum status pipeline_receive(struct pipeline *pipeline, struct frame *frame,
+                             struct pipeline_measured *measured_out, struct error *error) {
     struct frame_view view;
     enum status status = frame_parse(frame, &pipeline->config.limits, &view, error);
     if (status != STATUS_OK) return status;
@@ -141,6 +184,7 @@ enum status pipeline_receive(struct pipeline *pipeline, struct frame *frame, str
                          view.header->step, pipeline->step_count == 0 ? 0 : step->number);
     status = check_samples(step, &view, error);
     if (status != STATUS_OK) return status;
+    *measured_out = measure(pipeline, step, view.header);
     const struct frame_sample *sample = view.samples;
     for (uint32_t i = 0; i < step->pick_count; i++) {
         if (!step->picks[i].is_sample) continue;

@@ -2,12 +2,15 @@
 // the last stage with the rows that were sent, in order.
 #pragma once
 
+#include "base/clock.h"
 #include "coordinator/scheduler.h"
 #include "transport/io.h"
 
 struct pipeline;
 
 struct pipeline_config {
+    struct clock clock;
+    uint32_t stage_count;
     uint32_t in_flight_max;     // microbatches; at most the credits of the links
     struct frame_limits limits; // of RESULT frames; the epoch is set by pipeline_reset
 };
@@ -43,11 +46,19 @@ uint32_t pipeline_in_flight_count(const struct pipeline *pipeline);
 void pipeline_send(struct pipeline *pipeline, const struct scheduler_pick *picks,
                    uint32_t pick_count);
 
+// What a finished step tells of the stages.
+struct pipeline_measured {
+    struct step_cost cost;
+    // How long its frame took from one stage to the next; 0: not known, for frames wait for one
+    // another when more than one is in flight.
+    uint64_t hop_ns;
+};
+
 // A frame came from the last stage: hands out its samples. The frame stays the caller's.
 // STATUS_UNAVAILABLE: of another epoch, dropped. STATUS_INVALID: the frame is wrong or out of
 // order; the pipeline cannot go on in this epoch.
 MUST_USE enum status pipeline_receive(struct pipeline *pipeline, struct frame *frame,
-                                      struct error *error);
+                                      struct pipeline_measured *measured_out, struct error *error);
 // IO_SENT: the frame is free again.
 void pipeline_frame_sent(struct pipeline *pipeline, struct frame *frame);
 

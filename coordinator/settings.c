@@ -1,12 +1,14 @@
 #include "coordinator/settings.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/limits.h"
 
 // Options whose value is one of a few words.
 struct words {
-    const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level;
+    const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level, *feedback,
+        *schedule;
 };
 
 static bool refuse(const char *option, const char *text, const char *choices) {
@@ -23,7 +25,16 @@ static bool check_dtype(const char *option, const char *text, bool allows_f16,
     return true;
 }
 
+static bool choose(const char *option, const char *text, const char *first, const char *second,
+                   bool *is_second_out) {
+    char choices[64];
+    snprintf(choices, sizeof(choices), "%s or %s", first, second);
+    *is_second_out = strcmp(text, second) == 0;
+    return *is_second_out || strcmp(text, first) == 0 || refuse(option, text, choices);
+}
+
 static bool read_words(const struct words *words, struct settings *s) {
+    bool is_second;
     if (!check_dtype("activation-dtype", words->activation_dtype, false, &s->activation_dtype) ||
         !check_dtype("kv-dtype", words->kv_dtype, true, &s->kv_dtype))
         return false;
@@ -31,6 +42,9 @@ static bool read_words(const struct words *words, struct settings *s) {
         return refuse("load-format", words->load_format, "safetensors or dummy");
     if (!weight_format_parse(words->weights, &s->weight_format))
         return refuse("weights", words->weights, "checkpoint, int8 or int8-weight-only");
+    if (!choose("feedback", words->feedback, "direct", "coordinator", &is_second)) return false;
+    s->feedback = is_second ? FEEDBACK_COORDINATOR : FEEDBACK_DIRECT;
+    if (!choose("schedule", words->schedule, "pipelined", "naive", &s->is_naive)) return false;
     if (!log_level_parse(words->log_level, &s->log_level))
         return refuse("log-level", words->log_level, "error, warn, info or debug");
     return true;
@@ -48,7 +62,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .absent_seconds = 60,
         .drain_seconds = 30,
     };
-    struct words words = {"f32", "bf16", "safetensors", "checkpoint", "info"};
+    struct words words = {"f32",  "bf16",   "safetensors", "checkpoint",
+                          "info", "direct", "pipelined"};
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
         {"model-name", OPTION_TEXT, &s.model_name, "NAME",
@@ -83,6 +98,15 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          MODEL_POSITION_COUNT_MAX},
         {"chunk", OPTION_COUNT, &s.chunk_row_count, "N",
          "prompt rows of one microbatch (default 256)", 1, MICROBATCH_ROW_COUNT_MAX / 2},
+        {"microbatches", OPTION_COUNT, &s.in_flight_max, "N",
+         "microbatches in flight, 0 for as many as keep all stages busy (default 0)", 0,
+         LINK_CREDIT_COUNT_MAX},
+        {"feedback", OPTION_TEXT, &words.feedback, "WAY",
+         "how a drawn token comes back to the first stage: direct or coordinator (default direct)",
+         0, 0},
+        {"schedule", OPTION_TEXT, &words.schedule, "WAY",
+         "pipelined, or naive for one microbatch of everything at a time (default pipelined)", 0,
+         0},
         {"max-running", OPTION_COUNT, &s.sequence_count_max, "N",
          "sequences computed at once (default 256)", 1, MICROBATCH_SEQUENCE_COUNT_MAX},
         {"max-waiting", OPTION_COUNT, &s.waiting_count_max, "N",

@@ -8,6 +8,12 @@
 #include "base/options.h"
 #include "proto/weight_format.h"
 
+// Where the token comes from that a decode row begins with.
+enum settings_feedback {
+    FEEDBACK_DIRECT,      // straight from the last stage: rows are sent before it is known
+    FEEDBACK_COORDINATOR, // rows are sent when the coordinator has it
+};
+
 struct settings {
     const char *model_path;
     const char *model_name; // NULL: the name of the model's folder
@@ -20,6 +26,9 @@ struct settings {
     uint64_t kv_token_count;
     uint64_t context_count; // 0: the model's
     uint64_t chunk_row_count;
+    uint64_t in_flight_max; // microbatches; 0: as many as keep all stages busy
+    enum settings_feedback feedback;
+    bool is_naive; // one microbatch of everything at a time
     uint64_t sequence_count_max;
     uint64_t waiting_count_max;
     double absent_seconds;

@@ -13,7 +13,7 @@
 #include "stagecoach/v1/control.pb-c.h"
 #include "transport/rpc.h"
 
-enum { PROTOCOL_VERSION = 2, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
+enum { PROTOCOL_VERSION = 3, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
 
 // What the main thread is told: the worker's reports, and what happens on the stream.
 enum control_event {
@@ -47,7 +47,7 @@ struct control {
     char coordinator_host[ADDRESS_HOST_BYTES_MAX + 1];
     bool is_joined; // the coordinator has said something on this stream
     uint64_t epoch;
-    uint32_t stage_index, stage_count; // of the epoch's assignment
+    struct assignment assignment; // of the epoch
     uint64_t dial_at_ms, dial_wait_ms;
     uint64_t heard_ms, heartbeat_ms;
     uint64_t heard_sent_ns, heard_ns; // the coordinator's last heartbeat: its stamp, our time
@@ -220,8 +220,8 @@ static void on_assignment(struct control *control, const Stagecoach__V1__Assignm
         return;
     }
     a->epoch = control->epoch = m->epoch;
-    a->stage_index = control->stage_index = m->stage_index;
-    a->stage_count = control->stage_count = m->stage_count;
+    a->stage_index = m->stage_index;
+    a->stage_count = m->stage_count;
     a->layer_first = m->layer_first;
     a->layer_count = m->layer_count;
     memcpy(a->model_path, path, strlen(path) + 1);
@@ -237,30 +237,51 @@ static void on_assignment(struct control *control, const Stagecoach__V1__Assignm
     a->position_count_max = m->position_count_max;
     a->load_format = (enum load_format)m->load_format;
     a->weight_format = (enum weight_format)m->weight_format;
+    a->token_lag_max = m->token_lag_max;
+    control->assignment = *a;
     worker_order(control->worker, WORKER_LOAD, a);
+}
+
+// "host:port" as the coordinator gave it; an empty host is the coordinator's own.
+static bool read_address(const struct control *control, const char *field, const char *text,
+                         struct io_out *out) {
+    struct address address;
+    struct error error;
+    if (address_parse(text, &address, &error) == STATUS_OK &&
+        address_format(address.host[0] != '\0' ? address.host : control->coordinator_host,
+                       address.port, out->address, sizeof(out->address)))
+        return true;
+    log_error("start: %s '%.200s' is not host:port", field, text);
+    return false;
+}
+
+// Link i goes to stage i, link stage_count to the coordinator, and one more from the last stage
+// straight back to the first.
+static bool read_position(const struct control *control, const Stagecoach__V1__Start *m,
+                          struct io_ring_position *position) {
+    const struct assignment *a = &control->assignment;
+    position->epoch = m->epoch;
+    position->in_link_ids[position->in_count++] = a->stage_index;
+    if (assignment_takes_tokens(a) && a->stage_count > 1)
+        position->in_link_ids[position->in_count++] = a->stage_count + 1;
+    struct io_out *out = &position->outs[position->out_count++];
+    out->link_id = a->stage_index + 1;
+    if (!read_address(control, "next_address", m->next_address, out)) return false;
+    if (!assignment_sends_tokens(a)) return true;
+    out = &position->outs[position->out_count++];
+    out->link_id = a->stage_count + 1;
+    return read_address(control, "feedback_address", m->feedback_address, out);
 }
 
 static void on_start(struct control *control, const Stagecoach__V1__Start *m) {
     if (m->epoch != control->epoch) return;
     struct io_ring_position *position = calloc(1, sizeof(*position));
-    if (position == NULL) return; // the coordinator tries another epoch
-    position->epoch = m->epoch;
-    position->in_count = position->out_count = 1;
-    position->in_link_ids[0] = control->stage_index;
-    position->outs[0].link_id = control->stage_index + 1;
-    struct address address;
-    struct error error;
-    enum status status = address_parse(m->next_address, &address, &error);
-    bool fits =
-        status == STATUS_OK &&
-        address_format(address.host[0] != '\0' ? address.host : control->coordinator_host,
-                       address.port, position->outs[0].address, sizeof(position->outs[0].address));
-    if (fits) {
+    // The coordinator tries another epoch.
+    if (position == NULL) return;
+    if (read_position(control, m, position))
         worker_order(control->worker, WORKER_START, position);
-        return;
-    }
-    free(position);
-    log_error("start: next_address '%.200s' is not host:port", m->next_address);
+    else
+        free(position);
 }
 
 static void on_message(struct control *control, const Stagecoach__V1__CoordinatorMessage *m) {

@@ -69,53 +69,6 @@ void engine_close(struct engine *engine) {
 
 // -- loading --------------------------------------------------------------------------------------
 
-static bool is_first(const struct assignment *a) {
-    return a->stage_index == 0;
-}
-
-static bool is_last(const struct assignment *a) {
-    return a->stage_index + 1 == a->stage_count;
-}
-
-static enum status check_field(const char *field, uint64_t value, uint64_t minimum,
-                               uint64_t maximum, struct error *error) {
-    if (value >= minimum && value <= maximum) return STATUS_OK;
-    return error_set(error, STATUS_INVALID,
-                     "assignment: %s is %" PRIu64 ", it must be from %" PRIu64 " to %" PRIu64,
-                     field, value, minimum, maximum);
-}
-
-static enum status check_assignment(const struct assignment *a, const struct model_config *config,
-                                    struct error *error) {
-    bool is_f16 = a->activation_dtype == DTYPE_F16;
-    const struct {
-        const char *field;
-        uint64_t value, minimum, maximum;
-    } fields[] = {
-        {"stage_count", a->stage_count, 1, PIPELINE_STAGE_COUNT_MAX},
-        {"stage_index", a->stage_index, 0, a->stage_count - 1},
-        {"layer_count", a->layer_count, 1, config->layer_count},
-        {"layer_first", a->layer_first, 0, config->layer_count - a->layer_count},
-        {"activation_dtype", is_f16 ? 0 : a->activation_dtype, DTYPE_F32, DTYPE_BF16},
-        {"kv_dtype", a->kv_dtype, DTYPE_F32, DTYPE_F16},
-        {"kv_block_count", a->kv_block_count, 1, UINT32_MAX / KV_BLOCK_POSITION_COUNT},
-        {"kv_block_positions", a->kv_block_positions, KV_BLOCK_POSITION_COUNT,
-         KV_BLOCK_POSITION_COUNT},
-        {"row_count_max", a->row_count_max, 1, MICROBATCH_ROW_COUNT_MAX},
-        {"sequence_count_max", a->sequence_count_max, 1, MICROBATCH_SEQUENCE_COUNT_MAX},
-        {"credit_count", a->credit_count, 1, LINK_CREDIT_COUNT_MAX},
-        {"position_count_max", a->position_count_max, 1, config->position_count_max},
-        {"load_format", a->load_format, 0, LOAD_FORMAT_COUNT - 1},
-        {"weight_format", a->weight_format, 0, WEIGHT_FORMAT_COUNT - 1},
-    };
-    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-        enum status status = check_field(fields[i].field, fields[i].value, fields[i].minimum,
-                                         fields[i].maximum, error);
-        if (status != STATUS_OK) return status;
-    }
-    return STATUS_OK;
-}
-
 static void set_limits(struct engine *engine, const struct assignment *a) {
     engine->limits = (struct frame_limits){
         .epoch = a->epoch,
@@ -124,19 +77,21 @@ static void set_limits(struct engine *engine, const struct assignment *a) {
         .position_count_max = a->position_count_max,
         .kv_block_count = a->kv_block_count,
         .vocabulary_size = engine->config.vocabulary_size,
+        .token_lag_max = a->token_lag_max,
         .hidden_size = engine->config.hidden_size,
         .dtype = a->activation_dtype,
-        .has_payload = !is_first(a),
+        .has_payload = !assignment_is_first(a),
         .kind = FRAME_STEP,
     };
 }
 
-// Whether what is loaded serves the new assignment too: only epoch and credits may differ.
+// Whether what is loaded serves the new assignment too: only epoch, credits and the lag of tokens
+// may differ.
 static bool is_loaded(const struct engine *engine, const struct assignment *a) {
     const struct assignment *b = &engine->assignment;
     return engine->weights != NULL && strcmp(a->model_path, b->model_path) == 0 &&
-           a->model_digest == b->model_digest && is_first(a) == is_first(b) &&
-           is_last(a) == is_last(b) && a->layer_first == b->layer_first &&
+           a->model_digest == b->model_digest && assignment_is_first(a) == assignment_is_first(b) &&
+           assignment_is_last(a) == assignment_is_last(b) && a->layer_first == b->layer_first &&
            a->layer_count == b->layer_count && a->activation_dtype == b->activation_dtype &&
            a->kv_dtype == b->kv_dtype && a->kv_block_count == b->kv_block_count &&
            a->row_count_max == b->row_count_max && a->sequence_count_max == b->sequence_count_max &&
@@ -177,7 +132,7 @@ static enum status open_model(struct engine *engine, const struct assignment *a,
     if (engine->sequences == NULL || engine->sampled == NULL || engine->sample_rows == NULL)
         return error_set(error, STATUS_NO_MEMORY, "no memory for %" PRIu32 " sequences",
                          a->sequence_count_max);
-    if (!is_last(a)) return STATUS_OK;
+    if (!assignment_is_last(a)) return STATUS_OK;
     status = open_samplers(engine);
     return status == STATUS_OK ? status : error_set(error, status, "no memory for samplers");
 }
@@ -206,13 +161,13 @@ enum status engine_load(struct engine *engine, const struct assignment *assignme
         return error_set(error, STATUS_INVALID,
                          "%.300s/config.json is not the coordinator's: another model or version",
                          assignment->model_path);
-    status = check_assignment(assignment, &engine->config, error);
+    status = assignment_check(assignment, &engine->config, error);
     if (status != STATUS_OK) return status;
     struct weights_range range = {
         .layer_first = assignment->layer_first,
         .layer_count = assignment->layer_count,
-        .is_first = is_first(assignment),
-        .is_last = is_last(assignment),
+        .is_first = assignment_is_first(assignment),
+        .is_last = assignment_is_last(assignment),
     };
     const struct weights_source source = {assignment->model_path, assignment->load_format};
     status = weights_open(&source, &engine->config, &range, progress, progress_ctx,
@@ -292,8 +247,8 @@ static void write_sample(void *ctx, uint32_t index, uint32_t thread_index) {
     uint32_t top_first = sample->top_first;
     sampler_draw(engine->samplers[thread_index],
                  job->logits + (size_t)index * engine->config.vocabulary_size, s,
-                 (uint64_t)s->position_first + s->row_count, job->in->biases, job->in->history,
-                 sample, &job->out->tops[top_first]);
+                 (uint64_t)s->position_first + s->row_count, job->in, sample,
+                 &job->out->tops[top_first]);
     sample->top_first = top_first;
     sample->top_count = top_count_of(engine, s);
 }
@@ -342,28 +297,41 @@ static void write_result(struct engine *engine, const struct frame_view *in, str
     write_samples(engine, in, out_view);
 }
 
-enum status engine_step(struct engine *engine, struct frame *in, struct frame *out,
-                        struct error *error) {
+enum status engine_check(const struct engine *engine, struct frame *in, struct frame_view *view_out,
+                         struct error *error) {
     CHECK(engine->weights != NULL);
-    struct frame_view in_view, out_view;
-    enum status status = frame_parse(in, &engine->limits, &in_view, error);
-    if (status != STATUS_OK) return status;
+    return frame_parse(in, &engine->limits, view_out, error);
+}
+
+enum status engine_check_result(const struct engine *engine, struct frame *result,
+                                struct frame_view *view_out, struct error *error) {
+    CHECK(engine->weights != NULL);
+    struct frame_limits limits = engine->limits;
+    limits.kind = FRAME_RESULT;
+    return frame_parse(result, &limits, view_out, error);
+}
+
+static void write_times(const struct frame_header *in, struct frame_header *out, uint64_t own_ns) {
+    out->compute_ns = in->compute_ns + own_ns;
+    out->slowest_ns = own_ns > in->slowest_ns ? own_ns : in->slowest_ns;
+}
+
+void engine_step(struct engine *engine, const struct frame_view *in, struct frame *out,
+                 struct frame_view *view_out) {
     uint64_t begin_ns = clock_now_ns(&engine->clock);
-    fill_batch(engine, &in_view);
-    uint32_t row_count = in_view.header->row_count;
-    if (is_first(&engine->assignment))
-        model_embed(engine->model, in_view.tokens, row_count);
+    fill_batch(engine, in);
+    uint32_t row_count = in->header->row_count;
+    if (assignment_is_first(&engine->assignment))
+        model_embed(engine->model, in->tokens, row_count);
     else
-        model_receive(engine->model, in_view.payload, row_count);
+        model_receive(engine->model, in->payload, row_count);
     for (uint32_t i = 0; i < engine->assignment.layer_count; i++)
         model_layer(engine->model, &engine->batch, i);
-    if (is_last(&engine->assignment))
-        write_result(engine, &in_view, out, &out_view);
+    if (assignment_is_last(&engine->assignment))
+        write_result(engine, in, out, view_out);
     else
-        write_step(engine, &in_view, out, &out_view);
-    out_view.header->compute_ns =
-        in_view.header->compute_ns + (clock_now_ns(&engine->clock) - begin_ns);
-    return STATUS_OK;
+        write_step(engine, in, out, view_out);
+    write_times(in->header, view_out->header, clock_now_ns(&engine->clock) - begin_ns);
 }
 
 uint32_t engine_row_count(const struct engine *engine) {

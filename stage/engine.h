@@ -4,26 +4,10 @@
 
 #include "base/clock.h"
 #include "proto/frame.h"
-#include "proto/weight_format.h"
+#include "stage/assignment.h"
 #include "stage/backend.h"
 
 struct engine;
-
-// What the coordinator asks of a stage; the fields of stagecoach.v1.Assignment.
-struct assignment {
-    uint64_t epoch;
-    uint32_t stage_index, stage_count;
-    uint32_t layer_first, layer_count;
-    char model_path[4096];
-    uint64_t model_digest;
-    enum dtype activation_dtype, kv_dtype;
-    uint32_t kv_block_count, kv_block_positions;
-    uint32_t row_count_max, sequence_count_max;
-    uint32_t credit_count;
-    uint32_t position_count_max;
-    enum load_format load_format;
-    enum weight_format weight_format;
-};
 
 struct engine_sizes {
     uint64_t weight_bytes, mapped_bytes, kv_bytes;
@@ -43,11 +27,19 @@ MUST_USE enum status engine_load(struct engine *engine, const struct assignment 
 // The capacity that frames to and from this stage need; after engine_load.
 size_t engine_frame_bytes(const struct engine *engine);
 
-// One step: checks `in`, runs the layers over its rows, writes `out`: a STEP with activations, or
-// on the last stage a RESULT. STATUS_UNAVAILABLE: of another epoch, drop it. STATUS_INVALID: the
-// frame is wrong; nothing was computed.
-MUST_USE enum status engine_step(struct engine *engine, struct frame *in, struct frame *out,
-                                 struct error *error);
+// Checks a frame that came in, and gives its parts. STATUS_UNAVAILABLE: of another epoch, drop it.
+// STATUS_INVALID: the frame is wrong.
+MUST_USE enum status engine_check(const struct engine *engine, struct frame *in,
+                                  struct frame_view *view_out, struct error *error);
+// The same for a RESULT that came back to the first stage.
+MUST_USE enum status engine_check_result(const struct engine *engine, struct frame *result,
+                                         struct frame_view *view_out, struct error *error);
+
+// One step: runs the layers over the rows of a frame that engine_check() let pass, all of whose
+// tokens are known by now, and writes `out`: a STEP with activations, or on the last stage a
+// RESULT.
+void engine_step(struct engine *engine, const struct frame_view *in, struct frame *out,
+                 struct frame_view *view_out);
 
 // Rows of the last step.
 uint32_t engine_row_count(const struct engine *engine);

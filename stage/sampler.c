@@ -94,31 +94,56 @@ void sampler_close(struct sampler *sampler) {
 
 // -- the whole vocabulary -------------------------------------------------------------------------
 
-static bool is_adjusted(const struct frame_sequence *sequence) {
-    return sequence->history_count > 0 || sequence->bias_count > 0;
+static bool has_penalties(const struct frame_sequence *sequence) {
+    return sequence->repetition_penalty != 1 || sequence->presence_penalty != 0 ||
+           sequence->frequency_penalty != 0;
 }
 
-// Penalties are computed in double, and scores rounded to float.
+static bool is_adjusted(const struct frame_sequence *sequence) {
+    return sequence->history_count > 0 || sequence->bias_count > 0 ||
+           (sequence->token_lag > 0 && has_penalties(sequence));
+}
+
+// Computed in double, and rounded to float.
+static float penalize(const struct frame_sequence *sequence, float logit, uint64_t output_count) {
+    double score = (double)logit;
+    if (score > 0)
+        score /= (double)sequence->repetition_penalty;
+    else
+        score *= (double)sequence->repetition_penalty;
+    if (output_count > 0)
+        score -= (double)sequence->presence_penalty +
+                 (double)sequence->frequency_penalty * (double)output_count;
+    return (float)score;
+}
+
+static void scores_penalize(struct sampler *sampler, const struct frame_sequence *sequence,
+                            const struct frame_view *frame) {
+    float *scores = sampler->scores;
+    // The history is older than this token.
+    bool has_newer = sequence->token_lag > 0;
+    uint32_t newer_id = has_newer ? frame->tokens[sequence->row_first] : 0;
+    CHECK(newer_id < sampler->vocabulary_size);
+    for (uint32_t i = 0; i < sequence->history_count; i++) {
+        const struct frame_history *seen = &frame->history[sequence->history_first + i];
+        CHECK(seen->token_id < sampler->vocabulary_size);
+        uint64_t output_count = seen->output_count;
+        if (has_newer && seen->token_id == newer_id) {
+            output_count++;
+            has_newer = false;
+        }
+        scores[seen->token_id] = penalize(sequence, scores[seen->token_id], output_count);
+    }
+    if (has_newer) scores[newer_id] = penalize(sequence, scores[newer_id], 1);
+}
+
 static void scores_fill(struct sampler *sampler, const float *logits,
-                        const struct frame_sequence *sequence, const struct frame_bias *biases,
-                        const struct frame_history *history) {
+                        const struct frame_sequence *sequence, const struct frame_view *frame) {
     float *scores = sampler->scores;
     memcpy(scores, logits, sampler->vocabulary_size * sizeof(*scores));
-    for (uint32_t i = 0; i < sequence->history_count; i++) {
-        const struct frame_history *seen = &history[sequence->history_first + i];
-        CHECK(seen->token_id < sampler->vocabulary_size);
-        double score = (double)scores[seen->token_id];
-        if (score > 0)
-            score /= (double)sequence->repetition_penalty;
-        else
-            score *= (double)sequence->repetition_penalty;
-        if (seen->output_count > 0)
-            score -= (double)sequence->presence_penalty +
-                     (double)sequence->frequency_penalty * (double)seen->output_count;
-        scores[seen->token_id] = (float)score;
-    }
+    scores_penalize(sampler, sequence, frame);
     for (uint32_t i = 0; i < sequence->bias_count; i++) {
-        const struct frame_bias *bias = &biases[sequence->bias_first + i];
+        const struct frame_bias *bias = &frame->biases[sequence->bias_first + i];
         CHECK(bias->token_id < sampler->vocabulary_size);
         scores[bias->token_id] += bias->bias;
     }
@@ -401,13 +426,13 @@ static uint32_t top_fill(struct sampler *sampler, const struct row *row, uint32_
 
 void sampler_draw(struct sampler *sampler, const float *logits,
                   const struct frame_sequence *sequence, uint64_t position,
-                  const struct frame_bias *biases, const struct frame_history *history,
-                  struct frame_sample *sample_out, struct frame_top *top_out) {
+                  const struct frame_view *frame, struct frame_sample *sample_out,
+                  struct frame_top *top_out) {
     *sample_out = (struct frame_sample){.sequence_id = sequence->sequence_id,
                                         .outcome = FRAME_SAMPLE_NOT_FINITE};
     const float *scores = logits;
     if (is_adjusted(sequence)) {
-        scores_fill(sampler, logits, sequence, biases, history);
+        scores_fill(sampler, logits, sequence, frame);
         scores = sampler->scores;
     }
     struct row row;

@@ -12,7 +12,8 @@ void sampler_close(struct sampler *sampler); // NULL allowed
 
 // Draws the token that follows the last row of `sequence`.
 //   logits: (vocabulary_size) f32, not changed.   position: of the new token.
-//   biases, history: the whole tables of the frame; the sequence says which entries are its own.
+//   frame: its biases, history and tokens; the sequence says which entries are its own. With a
+//   token_lag, the token of the sequence's row counts as one more of the output than history has.
 //   top_out: room for sequence->top_logprob_count entries; most likely first, ties by lower id.
 //   Written, like the log-probability, only when the sequence asks for FRAME_LOGPROBS.
 //   sample_out: top_count entries are in top_out; top_first is left 0 for the caller to set.
@@ -26,5 +27,5 @@ void sampler_close(struct sampler *sampler); // NULL allowed
 // the draw do not depend on how the vocabulary is walked, nor on the processor.
 void sampler_draw(struct sampler *sampler, const float *logits,
                   const struct frame_sequence *sequence, uint64_t position,
-                  const struct frame_bias *biases, const struct frame_history *history,
-                  struct frame_sample *sample_out, struct frame_top *top_out);
+                  const struct frame_view *frame, struct frame_sample *sample_out,
+                  struct frame_top *top_out);

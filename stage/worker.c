@@ -10,8 +10,12 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "proto/frame_pool.h"
+#include "stage/feedback.h"
 
-enum { ORDER_COUNT_MAX = 64 };
+enum {
+    ORDER_COUNT_MAX = 64,
+    FEEDBACK_LINK_INDEX = 1, // of the links in at the first stage, and out at the last
+};
 
 struct worker {
     struct worker_config config;
@@ -32,7 +36,13 @@ struct worker {
     uint32_t credit_count;
     struct frame *frames_in[LINK_CREDIT_COUNT_MAX]; // a queue of frames not computed yet
     uint32_t frame_in_first, frame_in_count;
-    struct frame_pool *frames_out; // NULL before the first load
+    bool is_checked;         // the oldest of them
+    struct frame_view check; // of it, when is_checked
+    uint64_t step_last;      // computed last in this epoch
+    uint32_t link_out_count;
+    // Of each link out; NULL before the first load, and for a link that was never needed.
+    struct frame_pool *frames_out[IO_LINK_COUNT_MAX];
+    struct feedback *feedback; // NULL: no tokens come back to this stage
 };
 
 // -- reports --------------------------------------------------------------------------------------
@@ -60,12 +70,14 @@ static void drop_frames_in(struct worker *worker) {
         io_release(worker->io, worker->frames_in[worker->frame_in_first]);
         worker->frame_in_first = (worker->frame_in_first + 1) % LINK_CREDIT_COUNT_MAX;
     }
+    worker->is_checked = false;
 }
 
 // Waits until io has given back all frames of a closed epoch: it does so at once.
-static enum status collect_frames_out(struct worker *worker, struct error *error) {
+static enum status collect_frames_out(struct worker *worker, const struct frame_pool *frames,
+                                      struct error *error) {
     uint64_t end_ms = clock_now_ms(&worker->config.clock) + LINK_LOST_MS;
-    while (frame_pool_free_count(worker->frames_out) < frame_pool_count(worker->frames_out)) {
+    while (frame_pool_free_count(frames) < frame_pool_count(frames)) {
         take_io_events(worker);
         if (clock_now_ms(&worker->config.clock) > end_ms)
             return error_set(error, STATUS_TIMEOUT, "the data plane keeps frames of a lost link");
@@ -74,24 +86,40 @@ static enum status collect_frames_out(struct worker *worker, struct error *error
     return STATUS_OK;
 }
 
-static enum status open_frames_out(struct worker *worker, uint32_t credit_count,
-                                   struct error *error) {
+static enum status open_frames_out(struct worker *worker, struct frame_pool **frames,
+                                   uint32_t credit_count, struct error *error) {
     size_t capacity_bytes = engine_frame_bytes(worker->engine);
     // One to compute into while all credits are used; io takes no more than it has credits for.
     uint32_t frame_count =
         credit_count < LINK_CREDIT_COUNT_MAX ? credit_count + 1 : LINK_CREDIT_COUNT_MAX;
-    if (worker->frames_out != NULL) {
-        if (frame_pool_count(worker->frames_out) == frame_count &&
-            frame_pool_capacity_bytes(worker->frames_out) == capacity_bytes)
+    if (*frames != NULL) {
+        if (frame_pool_count(*frames) == frame_count &&
+            frame_pool_capacity_bytes(*frames) == capacity_bytes)
             return STATUS_OK;
-        enum status status = collect_frames_out(worker, error);
+        enum status status = collect_frames_out(worker, *frames, error);
         if (status != STATUS_OK) return status;
-        frame_pool_close(worker->frames_out);
-        worker->frames_out = NULL;
+        frame_pool_close(*frames);
+        *frames = NULL;
     }
-    enum status status = frame_pool_open(frame_count, capacity_bytes, &worker->frames_out);
+    enum status status = frame_pool_open(frame_count, capacity_bytes, frames);
     if (status == STATUS_OK) return STATUS_OK;
     return error_set(error, status, "no memory for frames of %zu bytes", capacity_bytes);
+}
+
+// What frames need, in and out.
+static enum status prepare_frames(struct worker *worker, const struct assignment *assignment,
+                                  struct error *error) {
+    worker->link_out_count = assignment_sends_tokens(assignment) ? 2 : 1;
+    for (uint32_t i = 0; i < worker->link_out_count; i++) {
+        enum status status =
+            open_frames_out(worker, &worker->frames_out[i], assignment->credit_count, error);
+        if (status != STATUS_OK) return status;
+    }
+    feedback_close(worker->feedback);
+    worker->feedback = NULL;
+    if (!assignment_takes_tokens(assignment)) return STATUS_OK;
+    enum status status = feedback_open(assignment->sequence_count_max, &worker->feedback);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory for tokens");
 }
 
 // -- orders ---------------------------------------------------------------------------------------
@@ -114,6 +142,7 @@ static void load(struct worker *worker, const struct assignment *assignment) {
     stop_links(worker);
     worker->is_loaded = false;
     worker->epoch = assignment->epoch;
+    worker->step_last = 0;
     atomic_store(&worker->stats.step_count, 0);
     atomic_store(&worker->stats.busy_ns, 0);
     atomic_store(&worker->stats.row_count, 0);
@@ -125,7 +154,7 @@ static void load(struct worker *worker, const struct assignment *assignment) {
     struct error error;
     enum status status =
         engine_load(worker->engine, assignment, on_progress, worker, &loaded.sizes, &error);
-    if (status == STATUS_OK) status = open_frames_out(worker, assignment->credit_count, &error);
+    if (status == STATUS_OK) status = prepare_frames(worker, assignment, &error);
     atomic_store(&worker->stats.load_epoch, 0);
     if (status == STATUS_CANCELLED) return;
     if (status != STATUS_OK) {
@@ -184,8 +213,29 @@ static bool take_orders(struct worker *worker) {
 
 // -- io events ------------------------------------------------------------------------------------
 
+// A frame was refused: the epoch cannot go on.
+static void refuse(struct worker *worker, const struct error *error) {
+    log_error("%s", error->text);
+    stop_links(worker);
+    report_failure(worker, WORKER_FAILED_FRAME, error);
+}
+
+// Tokens came back from the last stage.
+static void on_result(struct worker *worker, struct frame *frame) {
+    struct frame_view result;
+    struct error error;
+    enum status status = engine_check_result(worker->engine, frame, &result, &error);
+    if (status == STATUS_OK) status = feedback_keep(worker->feedback, &result, &error);
+    io_release(worker->io, frame);
+    if (status != STATUS_OK) refuse(worker, &error);
+}
+
 static void on_received(struct worker *worker, const struct io_event *event) {
     bool is_current = event->epoch == worker->epoch && worker->is_loaded;
+    if (is_current && event->link_index == FEEDBACK_LINK_INDEX) {
+        on_result(worker, event->frame);
+        return;
+    }
     if (!is_current || worker->frame_in_count == LINK_CREDIT_COUNT_MAX) {
         atomic_fetch_add(&worker->stats.stale_frame_count, 1);
         io_release(worker->io, event->frame);
@@ -211,7 +261,7 @@ static void take_io_events(struct worker *worker) {
             on_received(worker, &event);
             break;
         case IO_SENT:
-            frame_pool_give(worker->frames_out, event.frame);
+            frame_pool_give(worker->frames_out[event.link_index], event.frame);
             break;
         case IO_LOST:
             if (!is_current) break;
@@ -239,33 +289,90 @@ static void count_step(struct worker *worker, const struct frame *out, uint64_t 
     atomic_fetch_add(&worker->stats.row_count, engine_row_count(worker->engine));
 }
 
-// Computes the oldest frame, if there is one and a free frame for the result.
-static bool run_step(struct worker *worker) {
-    if (worker->frame_in_count == 0) return false;
-    struct frame *out = frame_pool_take(worker->frames_out);
-    if (out == NULL) return false;
-    struct frame *in = worker->frames_in[worker->frame_in_first];
+static struct frame *take_frame_in(struct worker *worker) {
+    struct frame *frame = worker->frames_in[worker->frame_in_first];
     worker->frame_in_first = (worker->frame_in_first + 1) % LINK_CREDIT_COUNT_MAX;
     worker->frame_in_count--;
+    worker->is_checked = false;
+    return frame;
+}
+
+// Checks the oldest frame, once.
+static enum status check_frame_in(struct worker *worker, struct error *error) {
+    if (worker->is_checked) return STATUS_OK;
+    struct frame *frame = worker->frames_in[worker->frame_in_first];
+    enum status status = engine_check(worker->engine, frame, &worker->check, error);
+    if (status != STATUS_OK) return status;
+    uint64_t step = worker->check.header->step;
+    // A token that comes back is of an earlier step: it comes, if none is left out.
+    if (step != worker->step_last + 1)
+        return error_set(error, STATUS_INVALID,
+                         "frame is of step %" PRIu64 ", step %" PRIu64 " is next", step,
+                         worker->step_last + 1);
+    worker->is_checked = true;
+    return STATUS_OK;
+}
+
+static bool has_frames_out(const struct worker *worker) {
+    for (uint32_t i = 0; i < worker->link_out_count; i++)
+        if (frame_pool_free_count(worker->frames_out[i]) == 0) return false;
+    return true;
+}
+
+static void send(struct worker *worker, uint32_t link_index, struct frame *frame) {
+    bool is_taken = io_send(worker->io, link_index, frame);
+    CHECK(is_taken); // io holds as many as there are frames out
+}
+
+// Tokens first go where the next step waits for them.
+static void send_out(struct worker *worker, struct frame *out, const struct frame_view *view) {
+    if (worker->link_out_count > 1) {
+        struct frame *copy = frame_pool_take(worker->frames_out[FEEDBACK_LINK_INDEX]);
+        memcpy(copy->data, out->data, out->size_bytes);
+        copy->size_bytes = out->size_bytes;
+        send(worker, FEEDBACK_LINK_INDEX, copy);
+    }
+    if (worker->feedback != NULL && view->header->kind == FRAME_RESULT) { // the only stage
+        enum status status = feedback_keep(worker->feedback, view, NULL);
+        CHECK(status == STATUS_OK); // steps are computed in order
+    }
+    send(worker, 0, out);
+}
+
+static void compute(struct worker *worker) {
+    struct frame *out = frame_pool_take(worker->frames_out[0]);
+    struct frame_view in_view = worker->check, out_view;
+    struct frame *in = take_frame_in(worker);
     uint64_t received_ns = in->received_ns;
     uint64_t begin_ns = clock_now_ns(&worker->config.clock);
-    struct error error;
-    enum status status = engine_step(worker->engine, in, out, &error);
+    worker->step_last = in_view.header->step;
+    engine_step(worker->engine, &in_view, out, &out_view);
     io_release(worker->io, in);
-    if (status == STATUS_OK) {
-        count_step(worker, out, received_ns, begin_ns);
-        bool is_taken = io_send(worker->io, 0, out);
-        CHECK(is_taken); // io holds as many as there are frames out
-        return true;
-    }
-    frame_pool_give(worker->frames_out, out);
+    count_step(worker, out, received_ns, begin_ns);
+    send_out(worker, out, &out_view);
+}
+
+// Computes the oldest frame, if there is one, its tokens are known, and there are free frames for
+// the results.
+static bool run_step(struct worker *worker) {
+    if (worker->frame_in_count == 0) return false;
+    struct error error;
+    enum status status = check_frame_in(worker, &error);
     if (status == STATUS_UNAVAILABLE) {
         atomic_fetch_add(&worker->stats.stale_frame_count, 1);
+        io_release(worker->io, take_frame_in(worker));
         return true;
     }
-    log_error("%s", error.text);
-    stop_links(worker);
-    report_failure(worker, WORKER_FAILED_FRAME, &error);
+    if (status == STATUS_OK && worker->feedback != NULL) {
+        if (!feedback_has(worker->feedback, &worker->check)) return false;
+        status = feedback_write(worker->feedback, &worker->check, &error);
+    }
+    if (status != STATUS_OK) {
+        refuse(worker, &error);
+        return true;
+    }
+    if (!has_frames_out(worker)) return false;
+    compute(worker);
     return true;
 }
 
@@ -297,7 +404,9 @@ static enum status open_io(struct worker *worker, struct error *error) {
 
 static void free_parts(struct worker *worker) {
     io_close(worker->io);
-    frame_pool_close(worker->frames_out);
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++)
+        frame_pool_close(worker->frames_out[i]);
+    feedback_close(worker->feedback);
     engine_close(worker->engine);
     if (worker->orders.ring != NULL) inbox_fini(&worker->orders);
     wake_fini(&worker->wake);

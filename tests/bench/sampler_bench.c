@@ -62,6 +62,7 @@ static double draw_us(struct sampler *sampler, const float *logits, uint32_t voc
         .flags = FRAME_SAMPLE | (setting->top_logprob_count > 0 ? FRAME_LOGPROBS : 0),
         .top_logprob_count = setting->top_logprob_count,
     };
+    const struct frame_view frame = {.history = (struct frame_history *)history}; // is only read
     double times[REPEAT_COUNT];
     uint64_t position = 0;
     for (int r = 0; r < REPEAT_COUNT; r++) {
@@ -70,7 +71,7 @@ static double draw_us(struct sampler *sampler, const float *logits, uint32_t voc
             struct frame_sample sample;
             struct frame_top tops[TOP_COUNT];
             sampler_draw(sampler, logits + position % ROW_COUNT * vocabulary_size, &sequence,
-                         position, NULL, history, &sample, tops);
+                         position, &frame, &sample, tops);
             if (sample.outcome != FRAME_SAMPLE_DRAWN) abort();
         }
         times[r] = (now_us() - begin) / DRAW_COUNT;

@@ -168,12 +168,13 @@ void subject_run(struct subject *subject, const struct subject_step *step) {
     for (uint32_t i = 0; i < step->sequence_count; i++)
         sequence_write(subject, &view, i, step);
     struct error error = {{0}};
-    if (engine_step(subject->engine, subject->in, subject->out, &error) != STATUS_OK) {
+    struct frame_view in, out;
+    if (engine_check(subject->engine, subject->in, &in, &error) != STATUS_OK) {
         fprintf(stderr, "step %llu: %s\n", (unsigned long long)subject->step, error.text);
         abort();
     }
-    const struct frame_header *header = (const struct frame_header *)subject->out->data;
-    CHECK(header->sample_count == (step->is_sampled ? step->sequence_count : 0));
+    engine_step(subject->engine, &in, subject->out, &out);
+    CHECK(out.header->sample_count == (step->is_sampled ? step->sequence_count : 0));
 }
 
 // -- what it needs --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ struct recorded {
     char drop_text[256];
     uint64_t assignment_epoch, start_epoch, heartbeat_sent_ns;
     uint32_t layer_first, layer_count;
-    char next_address[64];
+    char next_address[64], feedback_address[64];
 };
 struct world {
     uint64_t now_ns;
@@ -55,6 +55,8 @@ static void world_send(void *ctx, struct member *member,
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START:
         r->start_epoch = message->start->epoch;
         snprintf(r->next_address, sizeof(r->next_address), "%s", message->start->next_address);
+        snprintf(r->feedback_address, sizeof(r->feedback_address), "%s",
+                 message->start->feedback_address);
         break;
     default:
         fail_msg("unknown message");
@@ -68,7 +70,8 @@ static void world_drop(void *ctx, struct member *member, bool is_refusal, const 
     snprintf(r->drop_text, sizeof(r->drop_text), "%s", message);
 }
 
-static void open_timed_world(struct world *world, const char *layers, struct timeline *timeline) {
+static void open_world_with(struct world *world, const char *layers, uint32_t token_lag_max,
+                            struct timeline *timeline) {
     memset(world, 0, sizeof(*world));
     world->now_ns = 1000000000;
     log_init("test", LOG_ERROR);
@@ -76,13 +79,14 @@ static void open_timed_world(struct world *world, const char *layers, struct tim
                                     .data_address = "10.0.0.1:99",
                                     .timeline = timeline};
     stagecoach__v1__assignment__init(&config.assignment);
+    config.assignment.token_lag_max = token_lag_max;
     assert_int_equal(plan_parse(layers, 8, &config.plan, NULL), STATUS_OK);
     struct cluster_outside outside = {world_send, world_drop, world};
     assert_int_equal(cluster_open(&config, &outside, &world->cluster), STATUS_OK);
 }
 
 static void open_world(struct world *world, const char *layers) {
-    open_timed_world(world, layers, NULL);
+    open_world_with(world, layers, 0, NULL);
 }
 
 static void tell(struct world *world, uint32_t index, Stagecoach__V1__StageMessage *message) {
@@ -180,6 +184,27 @@ static void cluster_runs_when_all_have_loaded_and_connected(void **state) {
     assert_string_equal(world.recorded[0].next_address, "10.0.0.11:7000");
     assert_string_equal(world.recorded[1].next_address, "10.0.0.1:99");
     assert_string_equal(cluster_first_address(world.cluster), "10.0.0.10:7000");
+    cluster_close(world.cluster);
+}
+
+static void cluster_tells_the_last_stage_where_tokens_go_back_to(void **state) {
+    (void)state;
+    for (uint32_t token_lag_max = 0; token_lag_max < 3; token_lag_max++) {
+        struct world world;
+        open_world_with(&world, "4,2,2", token_lag_max, NULL);
+        uint32_t indices[3] = {join(&world, "a"), join(&world, "b"), join(&world, "c")};
+        run_epoch(&world, indices, 3, 1);
+        assert_string_equal(world.recorded[0].feedback_address, "");
+        assert_string_equal(world.recorded[1].feedback_address, "");
+        assert_string_equal(world.recorded[2].feedback_address,
+                            token_lag_max > 0 ? "10.0.0.10:7000" : "");
+        cluster_close(world.cluster);
+    }
+    struct world world;
+    open_world_with(&world, "8", 1, NULL);
+    uint32_t index = join(&world, "alone");
+    run_epoch(&world, &index, 1, 1);
+    assert_string_equal(world.recorded[0].feedback_address, "");
     cluster_close(world.cluster);
 }
 
@@ -358,7 +383,7 @@ static void steps_of_heartbeats_reach_the_timeline_on_our_clock(void **state) {
     struct timeline *timeline;
     assert_int_equal(timeline_open(1, 0, &timeline), STATUS_OK);
     struct world world;
-    open_timed_world(&world, "8", timeline);
+    open_world_with(&world, "8", 0, timeline);
     uint32_t index = join(&world, "a"); // epoch 1: it has the layers
     timeline_begin_epoch(timeline, 1);
     timeline_sent(timeline, &(struct timeline_send){.sent_ns = world.now_ns});
@@ -402,6 +427,7 @@ static void steps_of_heartbeats_reach_the_timeline_on_our_clock(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cluster_runs_when_all_have_loaded_and_connected),
+        cmocka_unit_test(cluster_tells_the_last_stage_where_tokens_go_back_to),
         cmocka_unit_test(cluster_gives_the_layers_of_a_lost_stage_to_a_spare),
         cmocka_unit_test(cluster_ignores_what_is_said_of_another_epoch),
         cmocka_unit_test(cluster_shows_why_a_stage_cannot_load_and_takes_another),

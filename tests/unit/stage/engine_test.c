@@ -141,10 +141,11 @@ static struct frame_view run(struct fixture *f, uint32_t mask) {
     }
     for (uint32_t stage = 0; stage < f->stage_count; stage++) {
         struct error error = {{0}};
-        enum status status =
-            engine_step(f->engines[stage], f->frames[stage], f->frames[stage + 1], &error);
+        struct frame_view in, out;
+        enum status status = engine_check(f->engines[stage], f->frames[stage], &in, &error);
         assert_string_equal(error.text, "");
         assert_int_equal(status, STATUS_OK);
+        engine_step(f->engines[stage], &in, f->frames[stage + 1], &out);
     }
     struct frame_limits limits = {.epoch = 7,
                                   .row_count_max = ROW_COUNT_MAX,
@@ -217,11 +218,11 @@ static void engine_drops_frames_of_another_epoch_and_refuses_wrong_ones(void **s
     struct frame_header *header = (struct frame_header *)f.frames[0]->data;
     struct error error = {{0}};
     header->epoch = 8;
-    assert_int_equal(engine_step(f.engines[0], f.frames[0], f.frames[1], &error),
-                     STATUS_UNAVAILABLE);
+    struct frame_view view;
+    assert_int_equal(engine_check(f.engines[0], f.frames[0], &view, &error), STATUS_UNAVAILABLE);
     header->epoch = 7;
     header->row_count++;
-    assert_int_equal(engine_step(f.engines[0], f.frames[0], f.frames[1], &error), STATUS_INVALID);
+    assert_int_equal(engine_check(f.engines[0], f.frames[0], &view, &error), STATUS_INVALID);
     result = run(&f, 1);
     keep(&result, 0, &after);
     assert_memory_equal(&before, &after, sizeof(before));

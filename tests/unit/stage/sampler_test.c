@@ -199,8 +199,8 @@ static void sampler_draws_what_a_full_sort_draws(void **state) {
         struct sampler *sampler;
         assert_int_equal(sampler_open(c.vocabulary_size, &sampler), STATUS_OK);
         struct frame_sample sample;
-        sampler_draw(sampler, c.logits, &c.sequence, c.position, c.biases, c.history, &sample,
-                     NULL);
+        const struct frame_view frame = {.biases = c.biases, .history = c.history};
+        sampler_draw(sampler, c.logits, &c.sequence, c.position, &frame, &sample, NULL);
         sampler_close(sampler);
         assert_int_equal(sample.outcome, FRAME_SAMPLE_DRAWN);
         uint32_t slow =
@@ -208,6 +208,47 @@ static void sampler_draws_what_a_full_sort_draws(void **state) {
         if (sample.token_id != slow)
             fail_msg("case %d: drew %u, the slow sampler %u", i, sample.token_id, slow);
     }
+}
+
+// History with one more of this token in the output.
+static void add_output(struct sampler_case *c, uint32_t token_id) {
+    for (uint32_t i = 0; i < c->sequence.history_count; i++) {
+        struct frame_history *seen = &c->history[c->sequence.history_first + i];
+        if (seen->token_id != token_id) continue;
+        seen->output_count++;
+        return;
+    }
+    c->history[c->sequence.history_first + c->sequence.history_count++] =
+        (struct frame_history){.token_id = token_id, .output_count = 1};
+}
+
+static void sampler_counts_a_token_that_history_is_too_old_for(void **state) {
+    (void)state;
+    static struct sampler_case c;
+    struct random random = {.seed = RANDOM_SEED + 1};
+    uint32_t differing_count = 0;
+    for (int i = 0; i < RANDOM_CASE_COUNT; i++) {
+        random_case(&random, &c);
+        if (c.sequence.history_count == 0) continue;
+        struct sampler *sampler;
+        assert_int_equal(sampler_open(c.vocabulary_size, &sampler), STATUS_OK);
+        // Half of them in the history already.
+        uint32_t tokens[] = {0, 0, random_below(&random, c.vocabulary_size)};
+        if (i % 2 == 0) tokens[2] = c.history[c.sequence.history_first].token_id;
+        struct frame_view frame = {.biases = c.biases, .history = c.history, .tokens = tokens};
+        struct frame_sample samples[3];
+        sampler_draw(sampler, c.logits, &c.sequence, c.position, &frame, &samples[0], NULL);
+        c.sequence.token_lag = 1;
+        c.sequence.row_first = 2;
+        sampler_draw(sampler, c.logits, &c.sequence, c.position, &frame, &samples[1], NULL);
+        c.sequence.token_lag = 0;
+        add_output(&c, tokens[2]);
+        sampler_draw(sampler, c.logits, &c.sequence, c.position, &frame, &samples[2], NULL);
+        sampler_close(sampler);
+        assert_int_equal(samples[1].token_id, samples[2].token_id);
+        differing_count += samples[0].token_id != samples[1].token_id ? 1 : 0;
+    }
+    assert_true(differing_count > 20); // or the test shows nothing
 }
 
 // -- single behaviours ----------------------------------------------------------------------------
@@ -219,7 +260,10 @@ static struct frame_sample draw(const float *logits, uint32_t count,
     struct sampler *sampler;
     assert_int_equal(sampler_open(count, &sampler), STATUS_OK);
     struct frame_sample sample;
-    sampler_draw(sampler, logits, sequence, position, biases, history, &sample, tops);
+    // The frame is read only.
+    const struct frame_view frame = {.biases = (struct frame_bias *)biases,
+                                     .history = (struct frame_history *)history};
+    sampler_draw(sampler, logits, sequence, position, &frame, &sample, tops);
     sampler_close(sampler);
     assert_int_equal(sample.sequence_id, sequence->sequence_id);
     return sample;
@@ -241,7 +285,7 @@ static void sampler_draws_each_token_as_often_as_its_probability(void **state) {
     assert_int_equal(sampler_open(COUNT, &sampler), STATUS_OK);
     for (uint64_t position = 0; position < DRAW_COUNT; position++) {
         struct frame_sample sample;
-        sampler_draw(sampler, logits, &sequence, position, NULL, NULL, &sample, NULL);
+        sampler_draw(sampler, logits, &sequence, position, &(struct frame_view){0}, &sample, NULL);
         counts[sample.token_id]++;
     }
     sampler_close(sampler);
@@ -501,7 +545,8 @@ static void team_draw(void *ctx, uint32_t index, uint32_t thread_index) {
     sequence.top_k = index % 3 == 0 ? 40 : 0;
     sequence.top_p = index % 2 == 0 ? 0.9f : 1;
     sampler_draw(team->samplers[thread_index], team->logits + (size_t)index * TEAM_VOCABULARY_SIZE,
-                 &sequence, index, NULL, NULL, &team->draws[index].sample, team->draws[index].tops);
+                 &sequence, index, &(struct frame_view){0}, &team->draws[index].sample,
+                 team->draws[index].tops);
     team->draws[index].run_count++;
 }
 
@@ -535,6 +580,7 @@ static void sampler_draws_the_same_in_a_team(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sampler_draws_what_a_full_sort_draws),
+        cmocka_unit_test(sampler_counts_a_token_that_history_is_too_old_for),
         cmocka_unit_test(sampler_draws_each_token_as_often_as_its_probability),
         cmocka_unit_test(sampler_draws_the_same_for_the_same_seed_and_position),
         cmocka_unit_test(sampler_takes_the_lowest_id_of_equal_logits_when_greedy),
