@@ -1,97 +1,124 @@
-// status: the pipeline, its stages and their layers.
-#include <inttypes.h>
+// status: the pipeline, its stages and their layers, and what they do.
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
 
+#include "base/limits.h"
 #include "client/client.h"
-#include "client/query.h"
+#include "client/message_json.h"
+#include "client/status_view.h"
 #include "client/verbs.h"
-#include "stagecoach/v1/admin.pb-c.h"
 
-static const char *pipeline_state_word(Stagecoach__V1__PipelineState state) {
-    switch (state) {
-    case STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_WAITING:
-        return "waiting";
-    case STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_LOADING:
-        return "loading";
-    case STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_CONNECTING:
-        return "connecting";
-    case STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_RUNNING:
-        return "running";
-    case STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING:
-        return "draining";
-    default:
-        return "unknown";
-    }
+struct arguments {
+    const char *coordinator;
+    bool as_json, is_watch;
+    double interval_seconds;
+};
+
+static bool parse_arguments(int argc, char **argv, struct arguments *arguments, int *exit_status) {
+    const struct option_spec specs[] = {
+        CLIENT_OPTION_COORDINATOR(&arguments->coordinator),
+        {"watch", OPTION_FLAG, &arguments->is_watch, NULL, "show it again and again until Ctrl-C",
+         0, 0},
+        {"interval", OPTION_NUMBER, &arguments->interval_seconds, "S",
+         "time between, with --watch (default 1)", 0.05, 3600},
+        {"json", OPTION_FLAG, &arguments->as_json, NULL, "one line of JSON", 0, 0},
+    };
+    const struct options options = {
+        .program = "stagecoach status",
+        .purpose = "shows the pipeline, its stages and their layers, and what they do.",
+        .usage = "[options]",
+        .specs = specs,
+        .spec_count = sizeof(specs) / sizeof(specs[0]),
+    };
+    size_t positional_count;
+    enum options_result result = options_parse(&options, argc, argv, &positional_count);
+    *exit_status = result == OPTIONS_EXIT_OK ? EXIT_SUCCESS : CLIENT_EXIT_USAGE;
+    return result == OPTIONS_RUN;
 }
 
-static const char *stage_state_word(Stagecoach__V1__StageState state) {
-    switch (state) {
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_JOINED:
-        return "joined";
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_LOADING:
-        return "loading";
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_LOADED:
-        return "loaded";
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_CONNECTING:
-        return "connecting";
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_RUNNING:
-        return "running";
-    case STAGECOACH__V1__STAGE_STATE__STAGE_STATE_FAILED:
-        return "failed";
-    default:
-        return "unknown";
-    }
+static ProtobufCMessage *ask(struct client *client, enum rpc_code *code_out, struct error *error) {
+    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    *code_out = rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
+                              &request.base, CLIENT_CALL_MS, &response, error);
+    return *code_out == RPC_OK ? response : NULL;
 }
 
-static void print_stage(const Stagecoach__V1__Stage *stage) {
-    char index[16] = "-", layers[32] = "-", loaded[16] = "";
-    if (stage->layer_count != 0) {
-        snprintf(index, sizeof(index), "%u", stage->stage_index);
-        snprintf(layers, sizeof(layers), "%u-%u", stage->layer_first,
-                 stage->layer_first + stage->layer_count - 1);
+static int show_once(struct client *client, const struct arguments *arguments) {
+    enum rpc_code code;
+    struct error error = {0};
+    ProtobufCMessage *response = ask(client, &code, &error);
+    if (response == NULL) {
+        client_report_code(client, code, error.text);
+        return EXIT_FAILURE;
     }
-    if (stage->state == STAGECOACH__V1__STAGE_STATE__STAGE_STATE_LOADING &&
-        stage->load_bytes_total != 0)
-        snprintf(loaded, sizeof(loaded), " %.0f%%",
-                 100.0 * (double)stage->load_bytes_done / (double)stage->load_bytes_total);
-    printf("%-5s  %-16s  %-10s  %-7s  %8.1f MB  %8.1f MB  %8.1f MB  %-9s  %7u  %s%s\n", index,
-           stage->name, stage_state_word(stage->state), layers, (double)stage->weight_bytes / 1e6,
-           (double)stage->mapped_bytes / 1e6, (double)stage->kv_bytes / 1e6, stage->kernel_variant,
-           stage->thread_count, stage->data_address, loaded);
-    if (stage->error[0] != '\0') printf("       error: %s\n", stage->error);
+    int exit_status;
+    if (arguments->as_json) {
+        exit_status = json_print_line(message_json(response));
+    } else {
+        status_view_write(stdout, (const Stagecoach__V1__Pipeline *)response, "\n");
+        exit_status = client_finish_output();
+    }
+    protobuf_c_message_free_unpacked(response, NULL);
+    return exit_status;
 }
 
-static int print_table(const ProtobufCMessage *response) {
-    const Stagecoach__V1__Pipeline *pipeline = (const Stagecoach__V1__Pipeline *)response;
-    bool is_running = pipeline->state == STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_RUNNING;
-    printf("model %s: %s, epoch %" PRIu64 "%s%s\n", pipeline->model_name,
-           pipeline_state_word(pipeline->state), pipeline->epoch, is_running ? "" : ": ",
-           is_running ? "" : pipeline->explanation);
-    printf("stages %zu of %u, requests %u running and %u waiting, KV blocks %u of %u used\n",
-           pipeline->n_stages, pipeline->stage_count, pipeline->request_running_count,
-           pipeline->request_waiting_count, pipeline->kv_block_used_count,
-           pipeline->kv_block_count);
-    printf("done %" PRIu64 " requests, failed %" PRIu64 ", tokens %" PRIu64 " in and %" PRIu64
-           " out, steps %" PRIu64 ", replays %" PRIu64 "\n\n",
-           pipeline->request_done_count, pipeline->request_failed_count,
-           pipeline->prompt_token_count, pipeline->completion_token_count, pipeline->step_count,
-           pipeline->replay_count);
-    printf("%-5s  %-16s  %-10s  %-7s  %11s  %11s  %11s  %-9s  %7s  %s\n", "stage", "name", "state",
-           "layers", "weights", "mapped", "KV memory", "kernels", "threads", "data address");
-    for (size_t i = 0; i < pipeline->n_stages; i++)
-        print_stage(pipeline->stages[i]);
-    return client_finish_output();
+// -- again and again ------------------------------------------------------------------------------
+
+// ECMA-48: on a terminal each picture is written over the one before, so that nothing flickers.
+#define SCREEN_ENTER "\033[?1049h\033[?25l" // the alternate screen, no cursor
+#define SCREEN_LEAVE "\033[?25h\033[?1049l"
+#define SCREEN_HOME "\033[H"
+#define SCREEN_LINE_END "\033[K\n" // clears what was there
+#define SCREEN_CLEAR_BELOW "\033[J"
+
+static void show_picture(struct client *client, bool is_terminal) {
+    const char *line_end = is_terminal ? SCREEN_LINE_END : "\n";
+    enum rpc_code code;
+    struct error error = {0};
+    ProtobufCMessage *response = ask(client, &code, &error);
+    if (is_terminal) fputs(SCREEN_HOME, stdout);
+    if (response != NULL)
+        status_view_write(stdout, (const Stagecoach__V1__Pipeline *)response, line_end);
+    else
+        printf("%s: %s (%s)%s", client->coordinator, error.text, rpc_code_name(code), line_end);
+    fputs(is_terminal ? SCREEN_CLEAR_BELOW : "\n", stdout);
+    protobuf_c_message_free_unpacked(response, NULL);
+}
+
+// Ctrl-C is how it ends; so does a reader that goes away.
+static int watch(struct client *client, const sigset_t *interrupts,
+                 const struct arguments *arguments) {
+    const bool is_terminal = isatty(STDOUT_FILENO) && !arguments->as_json;
+    const double seconds = arguments->interval_seconds;
+    const struct timespec pause = {.tv_sec = (time_t)seconds,
+                                   .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    int exit_status = EXIT_SUCCESS;
+    if (is_terminal) fputs(SCREEN_ENTER, stdout);
+    do {
+        if (arguments->as_json)
+            exit_status = show_once(client, arguments);
+        else
+            show_picture(client, is_terminal);
+    } while (exit_status == EXIT_SUCCESS && fflush(stdout) == 0 && !ferror(stdout) &&
+             sigtimedwait(interrupts, NULL, &pause) < 0);
+    if (is_terminal) fputs(SCREEN_LEAVE, stdout);
+    return exit_status == EXIT_SUCCESS ? client_finish_output() : exit_status;
 }
 
 int verb_status(int argc, char **argv) {
-    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
-    const struct query query = {
-        .program = "stagecoach status",
-        .purpose = "shows the pipeline, its stages and their layers.",
-        .service = &stagecoach__v1__admin__descriptor,
-        .method = "GetPipeline",
-        .request = &request.base,
-        .print_table = print_table,
-    };
-    return query_run(&query, argc, argv);
+    struct arguments arguments = {.coordinator = CLIENT_COORDINATOR_DEFAULT, .interval_seconds = 1};
+    int exit_status;
+    if (!parse_arguments(argc, argv, &arguments, &exit_status)) return exit_status;
+    sigset_t interrupts;
+    if (arguments.is_watch) client_block_interrupts(&interrupts);
+    struct client client;
+    if (!client_open(arguments.coordinator, &client)) return EXIT_FAILURE;
+    exit_status = arguments.is_watch ? watch(&client, &interrupts, &arguments)
+                                     : show_once(&client, &arguments);
+    client_close(&client);
+    return exit_status;
 }

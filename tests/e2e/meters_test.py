@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -248,6 +250,95 @@ class TraceTest(unittest.TestCase):
                      "/nonexistent/out.json")
         self.assertEqual(result.returncode, 1)
         self.assertIn("/nonexistent/out.json", result.stderr)
+
+
+class StatusTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.pipeline = Pipeline(stages=2)
+        cls.addClassCleanup(cls.pipeline.close)
+        run_requests(cls.pipeline)
+        wait_until(lambda: cls.pipeline.pipeline().microbatch_count, 5, "the stages have reported")
+
+    def command(self, *options):
+        return [BIN / "stagecoach", "status", "--coordinator", self.pipeline.address, *options]
+
+    def test_it_shows_where_the_time_goes(self):
+        result = run(*self.command())
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for words in (r"model checkpoint: running", r"last \d+ s: [\d.]+ tokens/s, ",
+                      r"bubble [\d.]+ %, filling and draining alone [\d.]+ %",
+                      r"first token +8 +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+",
+                      r"next token +312 ", r"\n0  +#* +[\d.]+ %  +[\d.]+ %  +[\d.]+ %"):
+            self.assertRegex(result.stdout, words)
+        shares = re.findall(r"^[01]  +#* +([\d.]+) %  +([\d.]+) %  +([\d.]+) %  +([\d.]+) %",
+                            result.stdout, re.MULTILINE)
+        self.assertEqual(len(shares), 2)
+        for share in shares:
+            self.assertAlmostEqual(sum(map(float, share)), 100, delta=0.3)
+
+    def watch(self, *options, **kwargs):
+        popen = subprocess.Popen(self.command("--watch", "--interval", "0.05", *options), **kwargs)
+        self.addCleanup(lambda: popen.poll() is None and (popen.kill(), popen.wait()))
+        return popen
+
+    def test_watch_without_a_terminal_repeats_plain_text(self):
+        popen = self.watch(stdout=subprocess.PIPE, text=True)
+        with popen.stdout:
+            headlines = 0
+            for line in popen.stdout:
+                self.assertNotIn("\033", line)
+                headlines += line.startswith("model checkpoint: running")
+                if headlines == 3:
+                    break
+            popen.send_signal(signal.SIGINT)
+            popen.stdout.read()
+        self.assertEqual(popen.wait(10 * PATIENCE), 0)
+
+    def test_watch_with_json_writes_a_line_each_time(self):
+        popen = self.watch("--json", stdout=subprocess.PIPE, text=True)
+        with popen.stdout:
+            lines = [json.loads(popen.stdout.readline()) for _ in range(3)]
+        # The reader went away: that is an end like any other.
+        self.assertEqual(popen.wait(10 * PATIENCE), 0)
+        self.assertEqual(lines[0]["model_name"], "checkpoint")
+        self.assertEqual(lines[2]["stages"][1]["times"]["step_count"],
+                         lines[2]["microbatch_count"])
+
+    def test_watch_on_a_terminal_draws_over_the_last_picture(self):
+        master, slave = pty.openpty()
+        popen = self.watch(stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        text = b""
+        while text.count(b"\033[H") < 3:
+            text += os.read(master, 65536)
+        popen.send_signal(signal.SIGINT)
+        while True:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # the other end is closed
+                break
+            text += part
+            if not part:
+                break
+        os.close(master)
+        self.assertEqual(popen.wait(10 * PATIENCE), 0)
+        self.assertTrue(text.startswith(b"\033[?1049h\033[?25l\033[H"))
+        self.assertTrue(text.endswith(b"\033[?25h\033[?1049l"))
+        self.assertIn(b"model checkpoint: running", text)
+
+    def test_watch_goes_on_without_a_coordinator(self):
+        popen = subprocess.Popen([BIN / "stagecoach", "status", "--coordinator", "127.0.0.1:1",
+                                  "--watch", "--interval", "0.05"], stdout=subprocess.PIPE,
+                                 text=True)
+        self.addCleanup(lambda: popen.poll() is None and (popen.kill(), popen.wait()))
+        with popen.stdout:
+            lines = [popen.stdout.readline() for _ in range(3)]
+            popen.send_signal(signal.SIGTERM)
+            popen.stdout.read()
+        self.assertEqual(popen.wait(10 * PATIENCE), 0)
+        self.assertIn("127.0.0.1:1", lines[0])
+        self.assertIn("(UNAVAILABLE)", lines[2])
 
 
 class MetersTest(unittest.TestCase):
