@@ -88,7 +88,16 @@ static void forget_frames(struct world *world, struct service *service) {
 static void close_links(struct world *world, struct service *service) {
     forget_frames(world, service);
     dock_close(world, &service->dock, world_hop_ns(world));
-    service->out_count = 0;
+    service->out_count = service->copy_count = 0;
+}
+
+static bool takes_tokens(const struct service *service) {
+    return service->assignment.stage_index == 0 && service->assignment.token_lag_max > 0;
+}
+
+static bool sends_tokens(const struct service *service) {
+    const struct order *a = &service->assignment;
+    return a->stage_count > 1 && a->stage_index + 1 == a->stage_count && a->token_lag_max > 0;
 }
 
 static bool keeps_layers(const struct service *service, const struct order *order) {
@@ -140,7 +149,7 @@ static void load(struct world *world, struct service *service, const struct orde
     service->is_loaded = false;
     service->epoch = order->epoch;
     service->assignment = *order;
-    service->step_last = 0;
+    service->step_last = service->result_last = 0;
     service->step_count = service->row_count = 0;
     uint64_t load_ns = 1000;
     if (!keeps_layers(service, order)) {
@@ -164,8 +173,13 @@ static void start(struct world *world, struct service *service, const struct ord
         {.id = index, .end = WIRE_RECEIVER},
         {.id = index + 1, .end = WIRE_SENDER, .address = order->address},
     };
-    (void)count;
-    dock_open(world, &service->dock, order->epoch, wishes, 2);
+    uint32_t wish_count = 2;
+    if (takes_tokens(service) && count > 1)
+        wishes[wish_count++] = (struct dock_wish){.id = count + 1, .end = WIRE_RECEIVER};
+    if (sends_tokens(service))
+        wishes[wish_count++] = (struct dock_wish){
+            .id = count + 1, .end = WIRE_SENDER, .address = order->feedback_address};
+    dock_open(world, &service->dock, order->epoch, wishes, wish_count);
 }
 
 static void take_order(struct world *world, struct service *service) {
@@ -185,6 +199,38 @@ static void take_order(struct world *world, struct service *service) {
     }
 }
 
+// Refuses a frame: the epoch cannot go on.
+static void refuse(struct world *world, struct service *service, bool is_damaged,
+                   const char *reason) {
+    if (!is_damaged) world_fail(world, "stage '%s' refuses a frame: %s", service->name, reason);
+    close_links(world, service);
+    service_fail(world, service, STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_FRAME, reason);
+}
+
+static void keep_result(struct world *world, struct service *service, struct parcel *parcel) {
+    struct error error;
+    bool is_damaged = parcel->is_damaged;
+    if (!service_keep_result(world, service, parcel, &error))
+        refuse(world, service, is_damaged, error.text);
+}
+
+// A RESULT goes to the coordinator, and to stage 0 for the steps that wait for its tokens.
+static void feed_back(struct world *world, struct service *service, const struct parcel *out) {
+    if (!takes_tokens(service) && !sends_tokens(service)) return;
+    const struct frame *frame = out->frame;
+    const struct frame_header *header = (const struct frame_header *)frame->data;
+    if (header->kind != FRAME_RESULT) return;
+    struct parcel *copy = parcel_take(world, frame->size_bytes);
+    memcpy(copy->frame->data, frame->data, frame->size_bytes);
+    copy->frame->size_bytes = frame->size_bytes;
+    if (takes_tokens(service)) { // the only stage
+        keep_result(world, service, copy);
+        return;
+    }
+    service->copy_count++;
+    wire_send(world, dock_wire(&service->dock, service->assignment.stage_count + 1), copy);
+}
+
 static void computed(void *ctx, void *subject, uint64_t tag) {
     struct world *world = ctx;
     struct service *service = subject;
@@ -199,6 +245,7 @@ static void computed(void *ctx, void *subject, uint64_t tag) {
     if (is_current) {
         service->out_count++;
         if (service->owes_credit) wire_return_credit(world, service->in_wire);
+        feed_back(world, service, out);
         wire_send(world, dock_wire(dock, service->assignment.stage_index + 1), out);
     } else {
         parcel_give(world, out);
@@ -208,7 +255,9 @@ static void computed(void *ctx, void *subject, uint64_t tag) {
 
 // Computes the oldest frame, if there is one and a free frame for the result.
 static bool begin_step(struct world *world, struct service *service) {
-    if (service->in.count == 0 || service->out_count > world->credit_count) return false;
+    if (service->in.count == 0 || service->out_count > world->credit_count ||
+        service->copy_count > world->credit_count)
+        return false;
     if (!service_has_tokens(service, service->in.first)) return false;
     struct parcel *in = parcels_take(&service->in);
     bool is_damaged = in->is_damaged;
@@ -227,9 +276,7 @@ static bool begin_step(struct world *world, struct service *service) {
     }
     if (service->owes_credit) wire_return_credit(world, service->in_wire);
     if (status == STATUS_UNAVAILABLE) return true;
-    if (!is_damaged) world_fail(world, "stage '%s' refuses a frame: %s", service->name, error.text);
-    close_links(world, service);
-    service_fail(world, service, STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_FRAME, error.text);
+    refuse(world, service, is_damaged, error.text);
     return true;
 }
 
@@ -257,7 +304,7 @@ static void on_up(void *ctx) {
 static void on_lost(void *ctx, const char *reason) {
     struct service *service = ctx;
     forget_frames(service->world, service);
-    service->out_count = 0;
+    service->out_count = service->copy_count = 0;
     service_fail(service->world, service, STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LINK, reason);
 }
 
@@ -265,7 +312,7 @@ static void on_received(void *ctx, struct wire *wire, struct parcel *parcel) {
     struct service *service = ctx;
     if (wire->id > service->assignment.stage_count) {
         wire_return_credit(service->world, wire);
-        service_keep_result(service->world, service, parcel);
+        keep_result(service->world, service, parcel);
     } else {
         service->in_wire = wire;
         parcels_put(&service->in, parcel);
@@ -276,9 +323,11 @@ static void on_received(void *ctx, struct wire *wire, struct parcel *parcel) {
     service_work(service->world, service);
 }
 
-static void on_sent(void *ctx) {
+static void on_sent(void *ctx, struct wire *wire) {
     struct service *service = ctx;
-    if (service->out_count > 0) service->out_count--;
+    uint32_t *count =
+        wire->id > service->assignment.stage_count ? &service->copy_count : &service->out_count;
+    if (*count > 0) --*count;
     service_work(service->world, service);
 }
 
@@ -301,11 +350,14 @@ void service_on_message(struct world *world, struct service *service,
                                   .stage_count = a->stage_count,
                                   .layer_first = a->layer_first,
                                   .layer_count = a->layer_count,
-                                  .credit_count = a->credit_count});
+                                  .credit_count = a->credit_count,
+                                  .token_lag_max = a->token_lag_max});
     } else if (message->kind_case == STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START) {
         if (message->start->epoch != service->control_epoch) return;
         struct order order = {.kind = ORDER_START, .epoch = message->start->epoch};
         snprintf(order.address, sizeof(order.address), "%s", message->start->next_address);
+        snprintf(order.feedback_address, sizeof(order.feedback_address), "%s",
+                 message->start->feedback_address);
         give_order(world, service, order);
     }
 }

@@ -12,13 +12,17 @@ struct order {
     enum { ORDER_LOAD, ORDER_START, ORDER_STOP } kind;
     uint64_t epoch;
     uint32_t stage_index, stage_count, layer_first, layer_count, credit_count;
-    char address[32]; // ORDER_START: of the next one
+    uint32_t token_lag_max;
+    char address[32];          // ORDER_START: of the next one
+    char feedback_address[32]; // ORDER_START: of stage 0, for the last of several
 };
 
 // A RESULT that came back to stage 0.
 struct service_result {
     uint64_t step;
-    struct parcel *parcel;
+    struct parcel *parcel; // that the samples lie in
+    const struct frame_sample *samples;
+    uint32_t sample_count;
 };
 
 struct service {
@@ -48,8 +52,10 @@ struct service {
     bool owes_credit;     // for the frame being computed
     struct parcel *out;   // being computed
     uint32_t out_count;   // handed to the dock, not sent yet
+    uint32_t copy_count;  // the same of RESULTs for stage 0
     uint64_t step_last;
     struct service_result results[LINK_CREDIT_COUNT_MAX]; // by step
+    uint64_t result_last;                                 // step of the last one
     uint64_t busy_since_ns, busy_ns, step_count, row_count;
 };
 
@@ -81,10 +87,11 @@ struct service_cost {
 MUST_USE enum status service_step(struct world *world, struct service *service, struct parcel *in,
                                   struct parcel **out_out, struct service_cost *cost_out,
                                   struct error *error);
-// Stage 0 has the tokens that this frame waits for.
+// Stage 0 has the tokens that this frame waits for, or the frame is wrong.
 bool service_has_tokens(const struct service *service, const struct parcel *in);
-// A RESULT came to stage 0: taken.
-void service_keep_result(struct world *world, struct service *service, struct parcel *parcel);
+// A RESULT came to stage 0: taken. False: it is wrong.
+MUST_USE bool service_keep_result(struct world *world, struct service *service,
+                                  struct parcel *parcel, struct error *error);
 void service_forget_results(struct world *world, struct service *service);
 
 // Computing until now, the step in hand included.

@@ -160,8 +160,8 @@ static void on_received(void *ctx, struct wire *wire, struct parcel *parcel) {
     receive(world, parcel);
 }
 
-static void on_sent(void *ctx) {
-    (void)ctx; // the frame itself comes back to the pipeline
+static void on_sent(void *ctx, struct wire *wire) {
+    (void)ctx, (void)wire; // the frame itself comes back to the pipeline
 }
 
 static const struct dock_handler DOCK_HANDLER = {
@@ -205,6 +205,10 @@ static enum status check_numbers(const struct simulation_settings *settings, str
     return STATUS_OK;
 }
 
+static bool runs_ahead(const struct world *world) {
+    return !world->settings.feedback_coordinator && world->credit_count > 1;
+}
+
 static void set_limits(struct world *world) {
     world->limits = (struct frame_limits){
         .row_count_max = (uint32_t)world_number(world, SIMULATION_ROWS),
@@ -213,6 +217,7 @@ static void set_limits(struct world *world) {
                                          world_number(world, SIMULATION_TOKENS)),
         .kv_block_count = kv_blocks_for((uint32_t)world_number(world, SIMULATION_KV_TOKENS)),
         .vocabulary_size = 97,
+        .token_lag_max = runs_ahead(world) ? world->credit_count - 1 : 0,
         .hidden_size = 2, // of 32 bits: a value of the toy
         .dtype = DTYPE_F32,
         .kind = FRAME_STEP,
@@ -228,8 +233,9 @@ static struct scheduler_config scheduler_config(const struct world *world) {
         .sequence_count_max = (uint32_t)world_number(world, SIMULATION_RUNNING),
         .row_count_max = row_count_max,
         .chunk_row_count = chunk == 0 || chunk > row_count_max ? row_count_max : (uint32_t)chunk,
-        .in_flight_max = (uint32_t)world_number(world, SIMULATION_MICROBATCHES),
+        .in_flight_max = world->credit_count,
         .stage_count = world->plan.stage_count,
+        .runs_ahead = runs_ahead(world),
         .is_naive = world->settings.is_naive,
     };
 }
@@ -252,6 +258,7 @@ static enum status open_flow(struct world *world) {
     config.cluster.assignment.model_digest.data = world->digest;
     config.cluster.assignment.model_digest.len = sizeof(world->digest);
     config.cluster.assignment.credit_count = world->credit_count;
+    config.cluster.assignment.token_lag_max = world->limits.token_lag_max;
     struct flow_outside outside = {
         .cluster = {.send = stream_send_down, .drop = stream_drop, .ctx = world},
         .connect = connect_dock,
@@ -266,8 +273,9 @@ static enum status open_flow(struct world *world) {
 }
 
 static enum status open_world(struct world *world, struct error *error) {
+    world->credit_count =
+        world->settings.is_naive ? 1 : (uint32_t)world_number(world, SIMULATION_MICROBATCHES);
     set_limits(world);
-    world->credit_count = (uint32_t)world_number(world, SIMULATION_MICROBATCHES);
     enum status status =
         plan_even((uint32_t)world_number(world, SIMULATION_LAYERS),
                   (uint32_t)world_number(world, SIMULATION_STAGES), &world->plan, error);

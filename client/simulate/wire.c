@@ -101,8 +101,9 @@ static void arrive(void *ctx, void *subject, uint64_t tag) {
 
 static void tell_sent(void *ctx, void *subject, uint64_t tag) {
     (void)ctx;
-    struct dock *dock = subject;
-    if (dock->generation == tag) dock->handler->sent(dock->ctx);
+    struct wire *wire = subject;
+    struct dock *dock = wire->ends[WIRE_SENDER];
+    if (dock != NULL && dock->generation == tag) dock->handler->sent(dock->ctx, wire);
 }
 
 static void pump(struct world *world, struct wire *wire) {
@@ -116,8 +117,7 @@ static void pump(struct world *world, struct wire *wire) {
         wire->arrival_ns = at_ns;
         return_lent(world, parcel, at_ns - world->now_ns);
         parcels_put(&wire->flying, parcel);
-        world_put(world, at_ns - world->now_ns, sender->actor, tell_sent, sender,
-                  sender->generation);
+        world_put(world, at_ns - world->now_ns, sender->actor, tell_sent, wire, sender->generation);
         world_put(world, at_ns - world->now_ns, wire->ends[WIRE_RECEIVER]->actor, arrive, wire, 0);
     }
 }

@@ -59,7 +59,7 @@ struct dock_handler {
     // The receiver takes the parcel; wire_return_credit when it has been used.
     void (*received)(void *ctx, struct wire *wire, struct parcel *parcel);
     // A parcel is on its way: room for another one.
-    void (*sent)(void *ctx);
+    void (*sent)(void *ctx, struct wire *wire);
 };
 
 // One process's ends of wires.
