@@ -47,6 +47,7 @@ enum {
     REQUEST_TOP_LOGPROB_COUNT_MAX = 20,
     REQUEST_TEXT_BYTES_MAX = 1 << 20,
     REQUEST_ID_BYTES_MAX = 128,
+    REQUEST_CACHE_SALT_BYTES_MAX = 128,
     // Tokens of one Detokenize call.
     REQUEST_DETOKENIZE_COUNT_MAX = 1 << 20,
 };
@@ -92,6 +93,12 @@ enum {
     // A request that a lost pipeline made start again more often than this fails with UNAVAILABLE:
     // it may be what breaks the pipeline.
     REQUEST_REPLAY_COUNT_MAX = 8,
+    // A level of priority puts a sequence before so many that came earlier: before all that wait
+    // with
+    // it, but not before one that has waited while so many came.
+    SCHEDULER_PRIORITY_LEAD = REQUEST_COUNT_MAX,
+    // Prompt rows of a microbatch where none are set: the most that may be chosen by cost.
+    CHUNK_ROW_COUNT_MAX = 1024,
     // Events waiting for the coordinator's loop: a new request beyond is refused with
     // RESOURCE_EXHAUSTED; other events wait in their sender.
     LOOP_EVENT_COUNT_MAX = 1 << 16,

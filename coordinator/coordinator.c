@@ -152,8 +152,10 @@ static enum status open_metrics(struct coordinator *c, struct error *error) {
 }
 
 static struct frame_limits result_limits(const struct coordinator *c) {
+    uint32_t chunk_row_count = (uint32_t)c->settings->chunk_row_count;
+    if (chunk_row_count == 0) chunk_row_count = CHUNK_ROW_COUNT_MAX;
     return (struct frame_limits){
-        .row_count_max = (uint32_t)(c->settings->chunk_row_count + c->settings->sequence_count_max),
+        .row_count_max = chunk_row_count + (uint32_t)c->settings->sequence_count_max,
         .sequence_count_max = (uint32_t)c->settings->sequence_count_max,
         .position_count_max = c->position_count_max,
         .kv_block_count = c->kv_block_count,
@@ -204,6 +206,7 @@ static struct scheduler_config scheduler_config(const struct coordinator *c,
         .stage_count = c->plan.stage_count,
         .runs_ahead = token_lag_max(c, in_flight_max) > 0,
         .is_naive = s->is_naive,
+        .cost_prior = cost_prior_of(&c->model),
     };
 }
 
@@ -241,6 +244,8 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
                  .scheduler = scheduler_config(c, &limits, credit_count),
                  .limits = limits,
                  .kv_block_count = c->kv_block_count,
+                 .has_prefix_cache = true,
+                 .cache_seed = draw_random(NULL),
                  .credit_count = credit_count,
                  .frame_bytes_max = frame_bytes_max},
         .absent_ms = (uint32_t)(s->absent_seconds * 1000),

@@ -197,7 +197,10 @@ static enum status open_parts(struct flow *flow) {
     const struct flow_config *config = &flow->config;
     const struct flow_outside *outside = &flow->outside;
     enum status status = cluster_open(&config->cluster, &outside->cluster, &flow->cluster);
-    if (status == STATUS_OK) status = kv_blocks_open(config->kv_block_count, &flow->blocks);
+    if (status == STATUS_OK)
+        status = config->has_prefix_cache ? kv_blocks_open_cached(config->kv_block_count,
+                                                                  config->cache_seed, &flow->blocks)
+                                          : kv_blocks_open(config->kv_block_count, &flow->blocks);
     if (status == STATUS_OK)
         status = scheduler_open(&config->scheduler, flow->blocks, &flow->scheduler);
     if (status != STATUS_OK) return status;

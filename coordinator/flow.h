@@ -15,6 +15,8 @@ struct flow_config {
     struct scheduler_config scheduler;
     struct frame_limits limits; // of RESULT frames
     uint32_t kv_block_count;
+    bool has_prefix_cache;
+    uint64_t cache_seed;    // as kv_blocks_open_cached's hash_seed
     uint32_t credit_count;  // of each link
     size_t frame_bytes_max; // of each link
 };

@@ -1,10 +1,24 @@
-// scheduler: which rows go into the next microbatch. Pure decisions over sequences and free blocks;
-// no clock, no I/O, no clients.
+// scheduler: which rows go into the next microbatch. Pure decisions over sequences, free blocks and
+// measured costs; no clock, no I/O, no clients.
 //
-// Each microbatch takes decode rows first: an even share of the running sequences, so that the
-// microbatches in flight are alike. What is left of the row budget goes to prompt chunks; chunks of
-// one prompt follow one another without waiting for results. When blocks run out, the youngest
-// running sequence gives its blocks back and is computed again later from its tokens (replay).
+// Decode: the sequences that decode are split by cost over as many microbatches as keep all stages
+// busy (scheduler_sizes_groups). Each microbatch takes the share that was picked least recently, so
+// that shares stay even while sequences come and end. With runs_ahead a sequence's next row is
+// issued before its token is known, at most one such row a sequence.
+//
+// Prompts: the rest of the microbatch goes to chunks, up to a cost (scheduler_sizes_chunk) that
+// makes microbatches alike although later rows attend to more positions; at least a quarter of that
+// however many rows decode. Chunks of one prompt follow one another without waiting for results.
+//
+// Who goes first: waiting sequences start in order of rank, which is the order of arrival moved
+// forward by SCHEDULER_PRIORITY_LEAD places for each level of priority. So nobody is overtaken for
+// ever, whatever the priorities are. Of the prompts that run, every other microbatch takes the
+// first in rank first, and every other one those with the fewest rows left: a long prompt gets at
+// least half of the chunks from when it is the first in rank, and short ones do not wait for it.
+//
+// Blocks for all known tokens are taken when a sequence starts. When they run out later, the last
+// in rank of the running sequences gives its blocks back and is computed again from its tokens
+// (replay), as far as the prefix cache has not kept them.
 #pragma once
 
 #include "coordinator/cost.h"
@@ -14,15 +28,16 @@
 struct scheduler;
 
 struct scheduler_config {
-    uint32_t running_count_max;  // sequences that own blocks
-    uint32_t waiting_count_max;  // scheduler_add refuses more
-    uint32_t sequence_count_max; // of one microbatch
-    uint32_t row_count_max;      // of one microbatch
-    uint32_t chunk_row_count;    // prompt rows of one microbatch
-    uint32_t in_flight_max;      // microbatches in flight that the share is computed for
-    uint32_t stage_count;        // 0: not known
-    bool runs_ahead;             // decode rows are issued before their token is known
-    bool is_naive;               // one microbatch of everything at a time, for comparison
+    uint32_t running_count_max;   // sequences that own blocks
+    uint32_t waiting_count_max;   // scheduler_add refuses more
+    uint32_t sequence_count_max;  // of one microbatch
+    uint32_t row_count_max;       // of one microbatch
+    uint32_t chunk_row_count;     // prompt rows of one microbatch; 0: by cost
+    uint32_t in_flight_max;       // microbatches in flight
+    uint32_t stage_count;         // 0: not known
+    bool runs_ahead;              // decode rows are issued before their token is known
+    bool is_naive;                // one microbatch of everything at a time, for comparison
+    struct cost_prior cost_prior; // until costs are measured
 };
 
 // One sequence's part of a microbatch.
@@ -44,12 +59,12 @@ void scheduler_close(struct scheduler *scheduler); // NULL allowed; sequences ar
 MUST_USE enum status scheduler_add(struct scheduler *scheduler, struct sequence *sequence);
 // It has ended or was cancelled: its blocks are free at once. Nothing to do when it is idle.
 void scheduler_remove(struct scheduler *scheduler, struct sequence *sequence);
-// The pipeline was lost: everything computed is void; all running sequences wait again, oldest
-// first. Returns how many will be replayed.
+// The pipeline was lost: everything computed is void; all running sequences wait again, in order of
+// rank. Returns how many will be replayed.
 uint32_t scheduler_reset(struct scheduler *scheduler);
 
-// Fills at most config.sequence_count_max entries; they count as issued. 0: nothing can be sent
-// now.
+// Fills at most config.sequence_count_max entries; they count as issued, and must be sent before
+// the next call. 0: nothing can be sent now.
 uint32_t scheduler_pick(struct scheduler *scheduler, struct scheduler_pick *picks_out);
 
 // What a finished step cost, and how long a frame takes from one stage to the next: from these the

@@ -23,6 +23,10 @@ static void check_blocks(struct world *world) {
     const struct kv_blocks *blocks = flow_blocks(world->flow);
     uint32_t held_count = count_holders(world);
     uint32_t total_count = kv_blocks_total_count(blocks), free_count = kv_blocks_free_count(blocks);
+    for (uint32_t b = 0; b < total_count; b++)
+        if (kv_blocks_reference_count(blocks, b) != world->holder_counts[b])
+            world_fail(world, "block %u has %u references, %u sequences hold it", b,
+                       kv_blocks_reference_count(blocks, b), world->holder_counts[b]);
     if (held_count + free_count != total_count)
         world_fail(world, "%u blocks are held and %u free, of %u", held_count, free_count,
                    total_count);
@@ -70,12 +74,12 @@ static void check_rows(struct world *world, const struct frame_view *view,
         world_fail(world, "rows of run %lu, which nobody asked for", (unsigned long)s->sequence_id);
         return;
     }
-    // A run begins at 0, or after whole blocks that are cached.
-    bool is_begin = client->issued_run_id != s->sequence_id;
-    if (is_begin ? s->position_first % KV_BLOCK_POSITION_COUNT != 0
-                 : s->position_first != client->issued_end)
+    // Positions follow one another; whole blocks that are cached are left out.
+    uint32_t next = client->issued_run_id == s->sequence_id ? client->issued_end : 0;
+    if (s->position_first != next && (s->position_first < next || world->settings.no_prefix_cache ||
+                                      s->position_first % KV_BLOCK_POSITION_COUNT != 0))
         world_fail(world, "request %u: rows from position %u, %u was next", client->index,
-                   s->position_first, is_begin ? 0 : client->issued_end);
+                   s->position_first, next);
     client->issued_run_id = s->sequence_id;
     client->issued_end = s->position_first + s->row_count;
     for (uint32_t p = s->position_first / KV_BLOCK_POSITION_COUNT; p < s->block_count; p++) {

@@ -232,7 +232,7 @@ static struct scheduler_config scheduler_config(const struct world *world) {
         .waiting_count_max = 4096,
         .sequence_count_max = (uint32_t)world_number(world, SIMULATION_RUNNING),
         .row_count_max = row_count_max,
-        .chunk_row_count = chunk == 0 || chunk > row_count_max ? row_count_max : (uint32_t)chunk,
+        .chunk_row_count = chunk > row_count_max ? row_count_max : (uint32_t)chunk,
         .in_flight_max = world->credit_count,
         .stage_count = world->plan.stage_count,
         .runs_ahead = runs_ahead(world),
@@ -251,6 +251,8 @@ static enum status open_flow(struct world *world) {
         .scheduler = scheduler_config(world),
         .limits = results,
         .kv_block_count = world->limits.kv_block_count,
+        .has_prefix_cache = !world->settings.no_prefix_cache,
+        .cache_seed = world->settings.seed,
         .credit_count = world->credit_count,
         .frame_bytes_max = frame_capacity_bytes(&results),
     };
