@@ -178,8 +178,7 @@ static void split_ring_wait(const struct timeline *t, uint64_t serial, uint64_t 
     idle->starved_ns += ring_ns;
 }
 
-static void split_first(const struct timeline *t, const struct entry *entry,
-                        const struct timeline_stage_step *step, struct idle *idle) {
+static void split_first(const struct timeline *t, const struct entry *entry, struct idle *idle) {
     uint64_t token_ns = end_at_last_stage(t, entry->token_serial);
     uint64_t sent_ns = entry->step.sent_ns;
     bool waits_for_token = token_ns > sent_ns;
@@ -189,15 +188,11 @@ static void split_first(const struct timeline *t, const struct entry *entry,
     uint64_t result_ns = drawn_ns;
     if (!waits_for_token && find_whole(t, serial) != NULL)
         result_ns = clamp(entry_of(t, serial)->step.result_ns, drawn_ns, given_ns);
-    // A token that came after its frame: stage 0 begins as soon as it is there.
-    uint64_t received_ns = token_ns > step->received_ns ? idle->end_ns : step->received_ns;
-    uint64_t arrived_ns = clamp(received_ns, given_ns, idle->end_ns);
     uint64_t late_ns = given_ns - result_ns, ring_ns = drawn_ns - idle->begin_ns;
     idle->quiet_ns = take(&late_ns, entry->quiet_ns);
     idle->quiet_ns += take(&ring_ns, entry->quiet_ns - idle->quiet_ns);
     idle->starved_ns = late_ns;
-    idle->imbalance_ns = idle->end_ns - arrived_ns;
-    idle->direct_wire_ns = arrived_ns - given_ns;
+    idle->direct_wire_ns = idle->end_ns - given_ns;
     split_ring_wait(t, serial, ring_ns, result_ns - drawn_ns + idle->direct_wire_ns, idle);
 }
 
@@ -205,10 +200,8 @@ static void split_first(const struct timeline *t, const struct entry *entry,
 static void split_other(const struct timeline_stage_step *step, const struct idle *idle_before,
                         struct idle *idle) {
     uint64_t given_ns = clamp((step - 1)->end_ns, idle->begin_ns, idle->end_ns);
-    uint64_t arrived_ns = clamp(step->received_ns, given_ns, idle->end_ns);
-    uint64_t left_ns = given_ns - idle->begin_ns, wire_ns = arrived_ns - given_ns;
+    uint64_t left_ns = given_ns - idle->begin_ns, wire_ns = idle->end_ns - given_ns;
     idle->quiet_ns = take(&left_ns, idle_before->quiet_ns);
-    idle->imbalance_ns = idle->end_ns - arrived_ns; // there, but no room for what it would make
     idle->direct_wire_ns = wire_ns;
     cut_excess(idle_before->starved_ns + idle_before->wire_ns, &left_ns, &wire_ns, idle);
     idle->starved_ns = take(&left_ns, idle_before->starved_ns);
@@ -266,7 +259,7 @@ static struct idle attribute(struct timeline *t, uint64_t serial, uint32_t stage
     struct idle idle = {.begin_ns = is_known ? least(since_ns, step->begin_ns) : step->begin_ns,
                         .end_ns = step->begin_ns};
     if (stage_index == 0)
-        split_first(t, entry, step, &idle);
+        split_first(t, entry, &idle);
     else
         split_other(step, idle_before, &idle);
     trails_of(t, serial)[stage_index] = (struct trail){

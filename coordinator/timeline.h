@@ -5,11 +5,12 @@
 // the end of one step and the begin of the next (k) is idle, for one of these reasons:
 //
 //   quiet      no request was unfinished
-//   wire       frame k was on its way: sent by the neighbour, not received
+//   wire       frame k was on its way: sent by the neighbour, and not yet taken up by the stage.
+//              (A stage never waits for room for what it makes: credits cover all in flight.)
 //   starved    nothing was sent: the coordinator sent frame k late, or the token that it needs was
 //              not drawn yet although even the busiest stage had time left
 //   imbalance  another stage had more to do: the neighbour still computed, or the ring was full
-//              because of a stage that was busy all the time, or the next stage took no frame
+//              because of a stage that was busy all the time
 //
 // Reasons pass down the ring. What a stage waited because its neighbour had waited has the
 // neighbour's reasons. Stage 0 waits for an earlier step j, which frees a place in the ring or

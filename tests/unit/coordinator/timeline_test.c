@@ -19,6 +19,7 @@ struct course {
     uint64_t stage_ns[STAGE_COUNT_MAX];
     uint64_t hop_ns;                   // every hop
     uint64_t link_ns[STAGE_COUNT_MAX]; // time that the link into the stage is taken by a frame
+    uint64_t wake_ns;                  // from a frame's arrival until a stage can begin it
     uint64_t late_ns;                  // the coordinator sends so much after it could
     uint64_t first_ns;                 // when step 1 is sent
 };
@@ -45,7 +46,7 @@ static void run_course(const struct course *c, struct times *times) {
             uint64_t start_ns = most(source_ns, link_free_ns[s]);
             link_free_ns[s] = start_ns + c->link_ns[s];
             t->received_ns[s] = start_ns + c->link_ns[s] + c->hop_ns;
-            t->begin_ns[s] = most(t->received_ns[s], times[k - 1].end_ns[s]);
+            t->begin_ns[s] = most(t->received_ns[s] + c->wake_ns, times[k - 1].end_ns[s]);
             if (s == 0 && c->token_lag != 0 && k > c->token_lag)
                 t->begin_ns[0] = most(
                     t->begin_ns[0], times[k - c->token_lag].end_ns[c->stage_count - 1] + c->hop_ns);
@@ -229,6 +230,18 @@ static void a_slow_wire_is_told_from_a_slow_stage(void **state) {
             assert_about(o.stages[s].starved_ns, 0);
             assert_about(o.stages[s].imbalance_ns, 0);
         }
+    }
+}
+
+static void what_a_stage_needs_to_take_up_a_frame_is_wire(void **state) {
+    (void)state;
+    // One microbatch at a time: 2 * 10 ms of work, 2 * 3 ms until it is taken up.
+    struct outcome o = observe(&(struct course){
+        .stage_count = 2, .in_flight_max = 1, .stage_ns = {10 * MS, 10 * MS}, .wake_ns = 3 * MS});
+    for (uint32_t s = 0; s < 2; s++) {
+        assert_about(o.stages[s].wire_ns, STEP_COUNT * 6ull * MS);
+        assert_about(o.stages[s].starved_ns, STEP_COUNT * 10ull * MS);
+        assert_about(o.stages[s].imbalance_ns, 0);
     }
 }
 
@@ -422,6 +435,7 @@ int main(void) {
         cmocka_unit_test(a_single_sequence_waits_for_hops_and_for_tokens),
         cmocka_unit_test(a_single_sequence_on_unequal_stages_shows_both_reasons),
         cmocka_unit_test(a_slow_wire_is_told_from_a_slow_stage),
+        cmocka_unit_test(what_a_stage_needs_to_take_up_a_frame_is_wire),
         cmocka_unit_test(a_coordinator_that_sends_late_starves_the_stages),
         cmocka_unit_test(a_stage_alone_has_no_ring_to_wait_for),
         cmocka_unit_test(time_without_requests_is_no_bubble),
