@@ -71,10 +71,11 @@ static void write_pipeline(const struct view *view, pipeline_message *p) {
     line(view, "model %s: %s, epoch %" PRIu64 "%s%s", p->model_name, pipeline_state_word(p->state),
          p->epoch, is_running ? "" : ": ", is_running ? "" : p->explanation);
     line(view,
-         "stages %zu of %u, requests %u running and %u waiting, KV blocks %u of %u used (%.0f %%)",
+         "stages %zu of %u, requests %u running and %u waiting, KV blocks %u of %u used (%.0f %%) "
+         "and %u cached",
          p->n_stages, p->stage_count, p->request_running_count, p->request_waiting_count,
          p->kv_block_used_count, p->kv_block_count,
-         percent(p->kv_block_used_count, p->kv_block_count));
+         percent(p->kv_block_used_count, p->kv_block_count), p->kv_block_cached_count);
     line(view,
          "done %" PRIu64 " requests, failed %" PRIu64 ", tokens %" PRIu64
          " in (%.0f %% cached) and %" PRIu64 " out, steps %" PRIu64 ", replays %" PRIu64,

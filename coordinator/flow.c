@@ -184,6 +184,7 @@ enum status flow_describe(struct flow *flow, Stagecoach__V1__Pipeline *pipeline)
     pipeline->request_waiting_count = scheduler_waiting_count(flow->scheduler);
     pipeline->kv_block_count = kv_blocks_total_count(flow->blocks);
     pipeline->kv_block_used_count = pipeline->kv_block_count - kv_blocks_free_count(flow->blocks);
+    pipeline->kv_block_cached_count = kv_blocks_cached_count(flow->blocks);
     pipeline->microbatch_in_flight_count = pipeline_in_flight_count(flow->pipeline);
     pipeline->step_count = pipeline_step_count(flow->pipeline);
     pipeline->replay_count = flow->replay_count + scheduler_preempted_count(flow->scheduler);

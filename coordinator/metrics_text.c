@@ -153,6 +153,9 @@ static void write_memory(struct text *text, pipeline_message *p) {
     plain(text, "stagecoach_kv_blocks", "gauge", "Blocks of KV memory.", p->kv_block_count);
     plain(text, "stagecoach_kv_blocks_used", "gauge", "Blocks that sequences own.",
           p->kv_block_used_count);
+    plain(text, "stagecoach_kv_blocks_cached", "gauge",
+          "Blocks that no sequence owns, kept for prompts that begin the same.",
+          p->kv_block_cached_count);
     plain(text, "stagecoach_kv_used_ratio", "gauge", "Part of the KV memory that sequences own.",
           used_ratio(p));
     count(text, "stagecoach_prefix_cache_queried_tokens_total",

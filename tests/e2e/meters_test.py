@@ -341,6 +341,20 @@ class StatusTest(unittest.TestCase):
         self.assertIn("(UNAVAILABLE)", lines[2])
 
 
+class PrefixCacheTest(unittest.TestCase):
+    def test_prompts_from_the_prefix_cache_are_counted(self):
+        # Longer than a block of 32 positions, twice the same.
+        prompt = list(range(1, 101))
+        with Pipeline(stages=1) as pipeline:
+            for _ in range(2):
+                pipeline.generate(prompt, max_tokens=2)
+            state = pipeline.pipeline()
+        self.assertEqual(state.prefix_token_count, 200)
+        self.assertEqual(state.prefix_hit_token_count, 96)
+        self.assertEqual(state.kv_block_used_count, 0)
+        self.assertEqual(state.kv_block_cached_count, 3)
+
+
 class MetersTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
