@@ -299,6 +299,7 @@ enum status request_open(const struct request_rules *rules, struct rpc_call *cal
     size_t text_limit_bytes = ((size_t)stop.max_token_count + 1) * 1024;
     completion_init(&request->completion, rules->tokenizer, &stop, message->keep_special_tokens,
                     text_limit_bytes);
+    request->sequence.token_count_max = request->sequence.prompt_count + stop.max_token_count;
     request->wants_logprobs = (request->sequence.sampling.flags & FRAME_LOGPROBS) != 0;
     request->arrived_ns = arrived_ns;
     request->call = call;
