@@ -48,6 +48,8 @@ enum {
     REQUEST_TEXT_BYTES_MAX = 1 << 20,
     REQUEST_ID_BYTES_MAX = 128,
     REQUEST_CACHE_SALT_BYTES_MAX = 128,
+    // Answers of one request.
+    REQUEST_ANSWER_COUNT_MAX = 64,
     // Tokens of one Detokenize call.
     REQUEST_DETOKENIZE_COUNT_MAX = 1 << 20,
 };
@@ -90,6 +92,10 @@ enum {
 enum {
     // Requests known at once, running and waiting; one more is refused with RESOURCE_EXHAUSTED.
     REQUEST_COUNT_MAX = 4096,
+    // Requests that are refused because too many wait are told to come back after a time in this
+    // range.
+    RETRY_MS_MIN = 100,
+    RETRY_MS_MAX = 30000,
     // A request that a lost pipeline made start again more often than this fails with UNAVAILABLE:
     // it may be what breaks the pipeline.
     REQUEST_REPLAY_COUNT_MAX = 8,
@@ -148,6 +154,8 @@ enum {
     RPC_RECEIVE_BYTES_DEFAULT = 4 << 20,
     RPC_CALL_COUNT_DEFAULT = 4096,
     RPC_SEND_COUNT_DEFAULT = 256,
+    // A call that is refused because there are too many may be made again after this long.
+    RPC_RETRY_MS = 1000,
     // Methods of all services of a server: rpc_add_service refuses more.
     RPC_METHOD_COUNT_MAX = 64,
     // New calls that a server can be given before it asks for more; others wait in gRPC.

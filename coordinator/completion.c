@@ -6,21 +6,24 @@
 void completion_init(struct completion *completion, const struct tokenizer *tokenizer,
                      const struct stop_conditions *stop, bool keep_special,
                      size_t text_limit_bytes) {
-    *completion = (struct completion){.stop = *stop, .keep_special = keep_special};
+    *completion = (struct completion){.stop = stop, .keep_special = keep_special};
     detokenizer_init(&completion->detokenizer, tokenizer, !keep_special);
     buffer_init(&completion->held, text_limit_bytes);
     buffer_init(&completion->text, text_limit_bytes);
 }
 
 void completion_fini(struct completion *completion) {
-    for (uint32_t i = 0; i < completion->stop.string_count; i++)
-        free(completion->stop.strings[i]);
-    free(completion->stop.strings);
-    free(completion->stop.token_ids);
     buffer_fini(&completion->held);
     buffer_fini(&completion->text);
     free(completion->tokens);
     free(completion->tops);
+}
+
+void stop_conditions_fini(struct stop_conditions *stop) {
+    for (uint32_t i = 0; i < stop->string_count; i++)
+        free(stop->strings[i]);
+    free(stop->strings);
+    free(stop->token_ids);
 }
 
 // Doubles an array until `wanted` entries fit.
@@ -76,8 +79,8 @@ static enum status release(struct completion *c, size_t size_bytes) {
 // The earliest stop string in the held text (the first listed, if several begin there).
 static bool find_stop_string(const struct completion *c, size_t *offset_out, uint32_t *index_out) {
     bool found = false;
-    for (uint32_t i = 0; i < c->stop.string_count; i++) {
-        const char *string = c->stop.strings[i];
+    for (uint32_t i = 0; i < c->stop->string_count; i++) {
+        const char *string = c->stop->strings[i];
         const char *at = memmem(c->held.data, c->held.size_bytes, string, strlen(string));
         if (at == NULL) continue;
         size_t offset = (size_t)(at - c->held.data);
@@ -92,8 +95,8 @@ static bool find_stop_string(const struct completion *c, size_t *offset_out, uin
 // How many bytes at the end of the held text could be the start of a stop string.
 static size_t held_back_bytes(const struct completion *c) {
     size_t longest = 0;
-    for (uint32_t i = 0; i < c->stop.string_count; i++) {
-        const char *string = c->stop.strings[i];
+    for (uint32_t i = 0; i < c->stop->string_count; i++) {
+        const char *string = c->stop->strings[i];
         size_t size = strlen(string) - 1;
         if (size > c->held.size_bytes) size = c->held.size_bytes;
         for (; size > longest; size--) {
@@ -123,7 +126,7 @@ static enum status release_text(struct completion *c, bool is_end) {
 }
 
 static void apply_token_stops(struct completion *c, uint32_t token_id) {
-    const struct stop_conditions *stop = &c->stop;
+    const struct stop_conditions *stop = c->stop;
     bool is_eos = !stop->ignore_eos && is_in(stop->eos_ids, stop->eos_count, token_id);
     if (is_eos || is_in(stop->token_ids, stop->token_id_count, token_id)) {
         c->finish_reason = FINISH_STOP;

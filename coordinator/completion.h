@@ -11,7 +11,7 @@
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED };
 
-// When generation ends. Owned by the completion.
+// When generation ends.
 struct stop_conditions {
     uint32_t max_token_count; // at least 1
     bool ignore_eos;
@@ -31,7 +31,7 @@ struct completion_token {
 };
 
 struct completion {
-    struct stop_conditions stop;
+    const struct stop_conditions *stop; // borrowed
     struct detokenizer detokenizer;
     bool keep_special;
     uint32_t token_count;            // drawn so far
@@ -48,12 +48,14 @@ struct completion {
     uint32_t stop_string_index;
 };
 
-// Takes what `stop` points to. text_limit_bytes bounds the text kept for a client that does not
-// read.
+// `stop` is borrowed until completion_fini. text_limit_bytes bounds the text kept for a client that
+// does not read.
 void completion_init(struct completion *completion, const struct tokenizer *tokenizer,
                      const struct stop_conditions *stop, bool keep_special,
                      size_t text_limit_bytes);
 void completion_fini(struct completion *completion);
+// Frees what it points to, but for eos_ids.
+void stop_conditions_fini(struct stop_conditions *stop);
 
 // A token was drawn. Afterwards finish_reason says whether it was the last. tops: sample->top_count
 // entries. STATUS_NO_MEMORY, STATUS_EXHAUSTED: the request must end with that error.

@@ -198,7 +198,8 @@ static struct scheduler_config scheduler_config(const struct coordinator *c,
     const struct settings *s = c->settings;
     return (struct scheduler_config){
         .running_count_max = (uint32_t)s->sequence_count_max,
-        .waiting_count_max = (uint32_t)s->waiting_count_max,
+        // The loop refuses before that; a request comes with all its sequences.
+        .waiting_count_max = (uint32_t)s->waiting_count_max + REQUEST_ANSWER_COUNT_MAX,
         .sequence_count_max = (uint32_t)s->sequence_count_max,
         .row_count_max = limits->row_count_max,
         .chunk_row_count = (uint32_t)s->chunk_row_count,
@@ -244,13 +245,16 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
                  .scheduler = scheduler_config(c, &limits, credit_count),
                  .limits = limits,
                  .kv_block_count = c->kv_block_count,
-                 .has_prefix_cache = true,
+                 .has_prefix_cache = !s->no_prefix_cache,
                  .cache_seed = draw_random(NULL),
                  .credit_count = credit_count,
                  .frame_bytes_max = frame_bytes_max},
+        .waiting_count_max = (uint32_t)s->waiting_count_max,
         .absent_ms = (uint32_t)(s->absent_seconds * 1000),
+        .unread_ms = (uint32_t)(s->unread_seconds * 1000),
         .model_name = c->model_name,
         .metrics_address = c->metrics != NULL ? metrics_http_address(c->metrics) : "",
+        .retry_ms = &c->frontend.retry_ms,
     };
     enum status status = loop_open(&config, &c->loop);
     return status == STATUS_OK ? status : error_set(error, status, "no memory for the loop");

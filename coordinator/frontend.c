@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "coordinator/cluster.h"
+#include "coordinator/reply.h"
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 
@@ -55,18 +56,29 @@ static void generate_message(struct rpc_call *call, void *ctx, const ProtobufCMe
         rpc_call_end(call, RPC_UNAVAILABLE, "the coordinator is draining");
         return;
     }
+    if (rpc_call_is_late(call)) {
+        rpc_call_end(call, RPC_DEADLINE_EXCEEDED, "the deadline had passed when the request came");
+        return;
+    }
+    // The loop decides who waits; but what it would refuse need not be tokenized first.
+    uint32_t retry_ms = atomic_load(&frontend->retry_ms);
+    if (retry_ms > 0) {
+        reply_refuse(call, retry_ms);
+        return;
+    }
     struct error error;
     struct request *request;
     enum status status =
-        request_open(&frontend->rules, call, (const Stagecoach__V1__GenerateRequest *)message,
+        request_open(&frontend->rules, (const Stagecoach__V1__GenerateRequest *)message,
                      clock_now_ns(&frontend->clock), &request, &error);
     if (status != STATUS_OK) {
         end_with(call, status, &error);
         return;
     }
+    request_begin(request, call);
     if (!inbox_offer(frontend->inbox, EVENT_REQUEST, request)) {
         request_close(request);
-        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "the coordinator has too much to do");
+        reply_refuse(call, RETRY_MS_MAX);
         return;
     }
     generate->request = request;

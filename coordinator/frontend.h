@@ -33,6 +33,7 @@ struct frontend {
     struct clock clock;
     Stagecoach__V1__Model *model; // the answer of GetModel; borrowed
     atomic_bool is_draining;      // new requests are answered UNAVAILABLE
+    atomic_uint retry_ms;         // not 0: new requests are refused, see struct loop_config
 };
 
 // Adds the services to `rpc`. `frontend` is borrowed until rpc_close.

@@ -10,6 +10,9 @@
 #include "coordinator/meters.h"
 #include "coordinator/metrics_http.h"
 #include "coordinator/reply.h"
+#include "coordinator/throughput.h"
+
+enum { CHECK_MS = 100 };
 
 struct loop {
     struct loop_config config;
@@ -18,6 +21,9 @@ struct loop {
     struct request_list requests; // all that the loop owns
     uint32_t request_count;       // of these, not ended
     bool is_draining;
+    struct throughput throughput; // of answers
+    uint32_t refused_count;       // requests refused and not logged yet
+    uint64_t check_next_ms;
     uint64_t prompt_token_count, completion_token_count;
     uint64_t request_done_count, request_failed_count;
 };
@@ -26,18 +32,28 @@ struct loop {
 
 // Frees a request when nothing refers to it any more.
 static void close_if_done(struct loop *loop, struct request *request) {
-    if (!request->is_ended || !request->is_call_closed || request->sequence.in_flight_count > 0)
-        return;
+    if (!request->is_ended || !request->is_call_closed) return;
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        if (request->answers[i].sequence.in_flight_count > 0) return;
     TAILQ_REMOVE(&loop->requests, request, link);
     request_close(request);
 }
 
 // No more rows are computed for it. Does not free: a caller may still be in the middle of its step.
-static void end_request(struct loop *loop, struct request *request) {
-    if (request->is_ended) return;
+static void end_answer(struct loop *loop, struct answer *answer) {
+    struct request *request = answer->request;
+    if (answer->is_ended) return;
+    answer->is_ended = true;
+    flow_remove(loop->flow, &answer->sequence);
+    if (--request->running_count > 0) return;
     request->is_ended = true;
+    request->sent_ns = clock_now_ns(&loop->config.clock);
     loop->request_count--;
-    flow_remove(loop->flow, &request->sequence);
+}
+
+static void end_request(struct loop *loop, struct request *request) {
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        end_answer(loop, &request->answers[i]);
 }
 
 static void fail_request(struct loop *loop, struct request *request, enum rpc_code code,
@@ -49,42 +65,74 @@ static void fail_request(struct loop *loop, struct request *request, enum rpc_co
     end_request(loop, request);
 }
 
+// 0 while one more request may wait, else how long one that is refused should stay away: until half
+// of those that wait have started, so that there is room and still something to do.
+static uint32_t retry_ms(const struct loop *loop) {
+    uint32_t waiting_count = flow_waiting_count(loop->flow);
+    if (waiting_count < loop->config.waiting_count_max && loop->request_count < REQUEST_COUNT_MAX)
+        return 0;
+    return throughput_wait_ms(&loop->throughput, clock_now_ms(&loop->config.clock),
+                              waiting_count / 2);
+}
+
+static void refuse_request(struct loop *loop, struct request *request, uint32_t wait_ms) {
+    log_debug("request %s is refused", request->id);
+    loop->refused_count++;
+    loop->request_failed_count++;
+    reply_refuse(request->call, wait_ms);
+    end_request(loop, request);
+}
+
+// The client is gone or its deadline has passed: the pipeline does not hear of it.
+static bool is_too_late(struct loop *loop, struct request *request) {
+    if (!rpc_call_is_over(request->call) && !rpc_call_is_late(request->call)) return false;
+    rpc_call_end(request->call, RPC_DEADLINE_EXCEEDED, "the deadline passed");
+    loop->request_failed_count++;
+    end_request(loop, request);
+    return true;
+}
+
 static void on_request(struct loop *loop, struct request *request) {
+    uint32_t wait_ms = retry_ms(loop);
     TAILQ_INSERT_TAIL(&loop->requests, request, link);
     loop->request_count++;
-    log_debug("request %s: %" PRIu32 " prompt tokens", request->id, request->sequence.prompt_count);
-    if (loop->request_count > REQUEST_COUNT_MAX ||
-        flow_add(loop->flow, &request->sequence) != STATUS_OK) {
-        char reason[96];
-        snprintf(reason, sizeof(reason), "%" PRIu32 " requests wait already",
-                 flow_waiting_count(loop->flow));
-        fail_request(loop, request, RPC_RESOURCE_EXHAUSTED, reason);
+    uint32_t prompt_count = request->answers[0].sequence.prompt_count;
+    log_debug("request %s: %" PRIu32 " prompt tokens", request->id, prompt_count);
+    if (is_too_late(loop, request)) return;
+    if (wait_ms > 0) {
+        refuse_request(loop, request, wait_ms);
         return;
     }
-    loop->prompt_token_count += request->sequence.prompt_count;
+    for (uint32_t i = 0; i < request->answer_count; i++) {
+        if (flow_add(loop->flow, &request->answers[i].sequence) == STATUS_OK) continue;
+        refuse_request(loop, request, RETRY_MS_MAX);
+        return;
+    }
+    loop->prompt_token_count += prompt_count;
 }
 
 static void on_request_closed(struct loop *loop, struct request *request) {
     request->is_call_closed = true;
     if (!request->is_ended) {
-        log_debug("request %s was cancelled after %" PRIu32 " tokens", request->id,
-                  request->completion.token_count);
+        log_debug("request %s was cancelled after %" PRIu32 " tokens of its first answer",
+                  request->id, request->answers[0].completion.token_count);
         loop->request_failed_count++;
         end_request(loop, request);
     }
     close_if_done(loop, request);
 }
 
-static void count_token(struct loop *loop, struct request *request, uint64_t now_ns) {
+static void count_token(struct loop *loop, struct answer *answer, uint64_t now_ns) {
+    struct request *request = answer->request;
     loop->completion_token_count++;
     meters_count_token(loop->meters, now_ns);
     if (request->first_token_ns == 0) {
         request->first_token_ns = now_ns;
         meters_observe(loop->meters, METER_FIRST_TOKEN, now_ns - request->arrived_ns);
-    } else {
-        meters_observe(loop->meters, METER_INTER_TOKEN, now_ns - request->last_token_ns);
     }
-    request->last_token_ns = now_ns;
+    if (answer->last_token_ns != 0)
+        meters_observe(loop->meters, METER_INTER_TOKEN, now_ns - answer->last_token_ns);
+    answer->last_token_ns = now_ns;
 }
 
 static void on_sample(void *ctx, const struct scheduler_pick *pick,
@@ -92,46 +140,68 @@ static void on_sample(void *ctx, const struct scheduler_pick *pick,
     struct loop *loop = ctx;
     struct sequence *sequence = pick->sequence;
     if (sequence->run_id != pick->run_id) return; // ended, cancelled or replayed since
-    struct request *request = request_of(sequence);
+    struct answer *answer = sequence->owner;
+    struct request *request = answer->request;
     if (sample->outcome != FRAME_SAMPLE_DRAWN) {
         fail_request(loop, request, RPC_INTERNAL, "the model's logits are not finite numbers");
         return;
     }
     uint64_t now_ns = clock_now_ns(&loop->config.clock);
-    count_token(loop, request, now_ns);
+    count_token(loop, answer, now_ns);
     enum status status = sequence_append(sequence, sample->token_id);
-    if (status == STATUS_OK) status = completion_push(&request->completion, sample, tops);
+    if (status == STATUS_OK) status = completion_push(&answer->completion, sample, tops);
     if (status != STATUS_OK) {
         fail_request(loop, request, RPC_RESOURCE_EXHAUSTED, "no memory for the completion");
         return;
     }
-    reply_send(request, now_ns);
-    if (request->completion.finish_reason == FINISH_NONE) return;
+    reply_send(answer, now_ns);
+    if (answer->completion.finish_reason == FINISH_NONE) return;
+    log_debug("answer %" PRIu32 " of request %s is done: %" PRIu32 " tokens", answer->index,
+              request->id, answer->completion.token_count);
+    throughput_count(&loop->throughput, now_ns / 1000000);
+    end_answer(loop, answer);
+    if (!request->is_ended) return;
     loop->request_done_count++;
     meters_observe(loop->meters, METER_REQUEST, now_ns - request->arrived_ns);
-    log_debug("request %s is done: %" PRIu32 " tokens", request->id,
-              request->completion.token_count);
-    end_request(loop, request);
 }
 
 static void on_released(void *ctx, struct sequence *sequence) {
-    close_if_done(ctx, request_of(sequence));
+    struct answer *answer = sequence->owner;
+    close_if_done(ctx, answer->request);
 }
 
-// Requests that have waited too long for a pipeline.
-static void expire_requests(struct loop *loop) {
+// A request that has waited too long for a pipeline.
+static void expire_absent(struct loop *loop, struct request *request, uint64_t now_ms) {
     uint64_t absent_since_ms;
-    if (flow_is_running(loop->flow, &absent_since_ms)) return;
+    if (request->is_ended || flow_is_running(loop->flow, &absent_since_ms)) return;
+    uint64_t since_ms = request->arrived_ns / 1000000;
+    if (since_ms < absent_since_ms) since_ms = absent_since_ms;
+    if (now_ms - since_ms >= loop->config.absent_ms)
+        fail_request(loop, request, RPC_UNAVAILABLE, cluster_explanation(flow_cluster(loop->flow)));
+}
+
+// A request that is complete and waits for a client that does not read.
+static void expire_unread(struct loop *loop, struct request *request, uint64_t now_ms) {
+    if (!request->is_ended || request->is_call_closed) return;
+    if (now_ms - request->sent_ns / 1000000 < loop->config.unread_ms) return;
+    log_warn("request %s is dropped: the client does not read its answer", request->id);
+    rpc_call_cancel(request->call);
+    request->sent_ns = now_ms * 1000000; // once is enough
+}
+
+static void check_requests(struct loop *loop) {
     uint64_t now_ms = clock_now_ms(&loop->config.clock);
+    if (now_ms < loop->check_next_ms) return;
+    loop->check_next_ms = now_ms + CHECK_MS;
     struct request *request, *next;
     for (request = TAILQ_FIRST(&loop->requests); request != NULL; request = next) {
         next = TAILQ_NEXT(request, link);
-        uint64_t since_ms = request->arrived_ns / 1000000;
-        if (since_ms < absent_since_ms) since_ms = absent_since_ms;
-        if (now_ms - since_ms >= loop->config.absent_ms)
-            fail_request(loop, request, RPC_UNAVAILABLE,
-                         cluster_explanation(flow_cluster(loop->flow)));
+        expire_absent(loop, request, now_ms);
+        expire_unread(loop, request, now_ms);
     }
+    if (loop->refused_count > 0)
+        log_warn("%" PRIu32 " requests were refused: too many wait", loop->refused_count);
+    loop->refused_count = 0;
 }
 
 // -- status ---------------------------------------------------------------------------------------
@@ -196,7 +266,7 @@ static void handle_event(struct loop *loop, const struct event *event) {
         on_request(loop, event->subject);
         break;
     case EVENT_REQUEST_WRITABLE:
-        reply_send(event->subject, clock_now_ns(&loop->config.clock));
+        reply_send_all(event->subject, clock_now_ns(&loop->config.clock));
         break;
     case EVENT_REQUEST_CLOSED:
         on_request_closed(loop, event->subject);
@@ -281,11 +351,18 @@ static bool send_frame(void *ctx, struct frame *frame) {
 
 static void on_issued(void *ctx, struct sequence *sequence) {
     struct loop *loop = ctx;
-    struct request *request = request_of(sequence);
+    struct answer *answer = sequence->owner;
+    struct request *request = answer->request;
     if (request->issued_ns != 0) return;
     request->issued_ns = clock_now_ns(&loop->config.clock);
     meters_observe(loop->meters, METER_QUEUE, request->issued_ns - request->arrived_ns);
     meters_count_prompt(loop->meters, sequence->prompt_count, sequence->cached_count);
+}
+
+static bool is_replayed_too_often(const struct request *request) {
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        if (request->answers[i].sequence.replay_count > REQUEST_REPLAY_COUNT_MAX) return true;
+    return false;
 }
 
 static void on_lost(void *ctx) {
@@ -293,7 +370,7 @@ static void on_lost(void *ctx) {
     struct request *request, *next;
     for (request = TAILQ_FIRST(&loop->requests); request != NULL; request = next) {
         next = TAILQ_NEXT(request, link);
-        if (request->sequence.replay_count > REQUEST_REPLAY_COUNT_MAX)
+        if (is_replayed_too_often(request))
             fail_request(loop, request, RPC_UNAVAILABLE,
                          "the pipeline was lost again and again while this request ran");
     }
@@ -305,6 +382,7 @@ enum status loop_open(const struct loop_config *config, struct loop **loop_out) 
     struct loop *loop = calloc(1, sizeof(*loop));
     if (loop == NULL) return STATUS_NO_MEMORY;
     loop->config = *config;
+    throughput_init(&loop->throughput, clock_now_ms(&config->clock));
     TAILQ_INIT(&loop->requests);
     struct flow_outside outside = {
         .cluster = {.send = send_to_stage, .drop = drop_stage, .ctx = loop},
@@ -347,7 +425,8 @@ void loop_tick(struct loop *loop) {
     take_events(loop);
     take_frames(loop);
     flow_tick(loop->flow);
-    expire_requests(loop);
+    check_requests(loop);
+    atomic_store(loop->config.retry_ms, retry_ms(loop));
 }
 
 uint32_t loop_request_count(const struct loop *loop) {

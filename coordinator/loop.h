@@ -13,9 +13,13 @@ struct loop_config {
     struct inbox *inbox; // borrowed
     struct io *io;       // borrowed; opened with `wake`
     struct flow_config flow;
-    uint32_t absent_ms;          // a request waits this long for a pipeline, then fails UNAVAILABLE
+    uint32_t waiting_count_max; // sequences; when as many wait, requests are refused
+    uint32_t absent_ms;         // a request waits this long for a pipeline, then fails UNAVAILABLE
+    uint32_t unread_ms; // an answer that is complete is dropped when nothing of it is read so long
     const char *model_name;      // borrowed
     const char *metrics_address; // borrowed; "": metrics are off
+    // Written: 0 while requests are accepted, else what to tell those that are refused. Borrowed.
+    atomic_uint *retry_ms;
 };
 
 MUST_USE enum status loop_open(const struct loop_config *config, struct loop **loop_out);

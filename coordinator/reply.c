@@ -1,5 +1,7 @@
 #include "coordinator/reply.h"
 
+#include <stdio.h>
+
 // Tokens of one message: bounds the arrays on the stack. More tokens make more messages.
 enum { REPLY_TOKEN_COUNT = 16 };
 
@@ -36,35 +38,40 @@ static double ms_between(uint64_t from_ns, uint64_t to_ns) {
     return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e6 : 0;
 }
 
-static void write_end(const struct request *request, uint64_t now_ns, struct parts *parts,
-                      Stagecoach__V1__GenerateResponse *out) {
+static void write_usage(const struct request *request, uint64_t now_ns,
+                        Stagecoach__V1__Usage *usage) {
+    const struct sequence *first = &request->answers[0].sequence;
+    stagecoach__v1__usage__init(usage);
+    usage->prompt_tokens = first->prompt_count;
+    usage->cached_tokens = first->cached_count;
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        usage->completion_tokens += request->answers[i].completion.token_count;
+    usage->queue_ms = ms_between(request->arrived_ns, request->issued_ns);
+    usage->first_token_ms = ms_between(request->arrived_ns, request->first_token_ns);
+    usage->total_ms = ms_between(request->arrived_ns, now_ns);
+}
+
+static void write_end(const struct completion *c, Stagecoach__V1__GenerateResponse *out) {
     static const Stagecoach__V1__FinishReason reasons[] = {
         [FINISH_NONE] = STAGECOACH__V1__FINISH_REASON__FINISH_REASON_NONE,
         [FINISH_STOP] = STAGECOACH__V1__FINISH_REASON__FINISH_REASON_STOP,
         [FINISH_LENGTH] = STAGECOACH__V1__FINISH_REASON__FINISH_REASON_LENGTH,
         [FINISH_CANCELLED] = STAGECOACH__V1__FINISH_REASON__FINISH_REASON_CANCELLED,
     };
-    const struct completion *c = &request->completion;
     out->finish_reason = reasons[c->finish_reason];
     if (c->finish_reason == FINISH_STOP && c->stopped_by_string) {
         out->stop_cause_case = STAGECOACH__V1__GENERATE_RESPONSE__STOP_CAUSE_STOP_STRING;
-        out->stop_string = c->stop.strings[c->stop_string_index];
+        out->stop_string = c->stop->strings[c->stop_string_index];
     } else if (c->finish_reason == FINISH_STOP) {
         out->stop_cause_case = STAGECOACH__V1__GENERATE_RESPONSE__STOP_CAUSE_STOP_TOKEN_ID;
         out->stop_token_id = c->stop_token_id;
     }
-    stagecoach__v1__usage__init(&parts->usage);
-    parts->usage.prompt_tokens = request->sequence.prompt_count;
-    parts->usage.completion_tokens = c->token_count;
-    parts->usage.queue_ms = ms_between(request->arrived_ns, request->issued_ns);
-    parts->usage.first_token_ms = ms_between(request->arrived_ns, request->first_token_ns);
-    parts->usage.total_ms = ms_between(request->arrived_ns, now_ns);
-    out->usage = &parts->usage;
 }
 
 // One message: at most REPLY_TOKEN_COUNT tokens, and all text with the first of them.
-static bool send_one(struct request *request, uint64_t now_ns, bool *is_last_out) {
-    struct completion *c = &request->completion;
+static bool send_one(struct answer *answer, uint64_t now_ns) {
+    struct request *request = answer->request;
+    struct completion *c = &answer->completion;
     struct parts parts;
     uint32_t count = c->unsent_count < REPLY_TOKEN_COUNT ? c->unsent_count : REPLY_TOKEN_COUNT;
     bool is_last = count == c->unsent_count && c->finish_reason != FINISH_NONE;
@@ -79,21 +86,40 @@ static bool send_one(struct request *request, uint64_t now_ns, bool *is_last_out
         out.logprobs = parts.logprob_pointers;
         out.n_logprobs = count;
     }
-    out.seed = request->sequence.sampling.seed;
+    out.index = answer->index;
+    out.seed = answer->sequence.sampling.seed;
     if (!request->is_first_sent) out.request_id = request->id;
-    if (is_last) write_end(request, now_ns, &parts, &out);
+    if (is_last) write_end(c, &out);
+    if (is_last && request->unsent_count == 1) {
+        write_usage(request, now_ns, &parts.usage);
+        out.usage = &parts.usage;
+    }
     if (!rpc_call_send(request->call, &out.base)) return false;
     request->is_first_sent = true;
+    request->sent_ns = now_ns;
     completion_sent(c, count);
-    *is_last_out = is_last;
+    answer->is_last_sent = is_last;
     return true;
 }
 
-bool reply_send(struct request *request, uint64_t now_ns) {
-    bool is_last = false;
-    while (!is_last && completion_has_news(&request->completion)) {
-        if (!send_one(request, now_ns, &is_last)) return rpc_call_is_over(request->call);
+void reply_send(struct answer *answer, uint64_t now_ns) {
+    struct request *request = answer->request;
+    if (answer->is_last_sent) return;
+    while (!answer->is_last_sent && completion_has_news(&answer->completion)) {
+        if (!send_one(answer, now_ns)) return;
     }
-    if (is_last) rpc_call_end(request->call, RPC_OK, "");
-    return is_last;
+    if (answer->is_last_sent && --request->unsent_count == 0)
+        rpc_call_end(request->call, RPC_OK, "");
+}
+
+void reply_send_all(struct request *request, uint64_t now_ns) {
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        reply_send(&request->answers[i], now_ns);
+}
+
+void reply_refuse(struct rpc_call *call, uint32_t retry_ms) {
+    char reason[96];
+    snprintf(reason, sizeof(reason), "too many requests wait already, try again in %.1f s",
+             retry_ms / 1e3);
+    rpc_call_refuse(call, RPC_RESOURCE_EXHAUSTED, reason, retry_ms);
 }

@@ -105,20 +105,10 @@ static enum status read_sampling(const struct request_rules *rules, const genera
         .presence_penalty = s->presence_penalty,
         .frequency_penalty = s->frequency_penalty,
     };
-    status = read_biases(rules, s, sequence, error);
-    if (status != STATUS_OK) return status;
-    status = sequence_begin_history(sequence);
-    return status == STATUS_OK ? status : error_set(error, status, "no memory");
+    return read_biases(rules, s, sequence, error);
 }
 
 // -- stop conditions ------------------------------------------------------------------------------
-
-static void free_stop(struct stop_conditions *stop) {
-    for (uint32_t i = 0; i < stop->string_count; i++)
-        free(stop->strings[i]);
-    free(stop->strings);
-    free(stop->token_ids);
-}
 
 static enum status read_stop_strings(const struct request_rules *rules,
                                      const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
@@ -281,44 +271,113 @@ static enum status read_id(const struct request_rules *rules, const char *text, 
     return STATUS_OK;
 }
 
-enum status request_open(const struct request_rules *rules, struct rpc_call *call,
-                         const generate_message *message, uint64_t arrived_ns,
-                         struct request **request_out, struct error *error) {
+static enum status read_cache_salt(const char *text, struct request *request, struct error *error) {
+    size_t size_bytes = strlen(text);
+    if (size_bytes > REQUEST_CACHE_SALT_BYTES_MAX)
+        return error_set(error, STATUS_INVALID, "cache_salt has %zu bytes, the limit is %d",
+                         size_bytes, REQUEST_CACHE_SALT_BYTES_MAX);
+    if (size_bytes == 0) return STATUS_OK;
+    request->cache_salt = strdup(text);
+    return request->cache_salt != NULL ? STATUS_OK
+                                       : error_set(error, STATUS_NO_MEMORY, "no memory");
+}
+
+static enum status make_answers(struct request *request, uint32_t n, struct error *error) {
+    enum status status = check_count("n", n, REQUEST_ANSWER_COUNT_MAX, error);
+    if (status != STATUS_OK) return status;
+    uint32_t count = n == 0 ? 1 : n;
+    request->answers = memory_array(count, sizeof(*request->answers));
+    if (request->answers == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
+    request->answer_count = request->running_count = request->unsent_count = count;
+    for (uint32_t i = 0; i < count; i++)
+        request->answers[i] = (struct answer){.request = request, .index = i};
+    return STATUS_OK;
+}
+
+// Makes the sequence of a further answer like that of the first.
+static enum status copy_sequence(const struct sequence *first, struct sequence *sequence) {
+    enum status status = sequence_init(sequence, first->tokens, first->prompt_count);
+    if (status != STATUS_OK) return status;
+    sequence->sampling = first->sampling;
+    if (first->bias_count == 0) return STATUS_OK;
+    sequence->biases = memory_array(first->bias_count, sizeof(*sequence->biases));
+    if (sequence->biases == NULL) return STATUS_NO_MEMORY;
+    memcpy(sequence->biases, first->biases, first->bias_count * sizeof(*sequence->biases));
+    sequence->bias_count = first->bias_count;
+    return STATUS_OK;
+}
+
+static enum status finish_answer(const struct request_rules *rules, const generate_message *m,
+                                 struct answer *answer) {
+    struct request *request = answer->request;
+    struct sequence *first = &request->answers[0].sequence, *sequence = &answer->sequence;
+    if (answer->index > 0) {
+        enum status status = copy_sequence(first, sequence);
+        if (status != STATUS_OK) return status;
+        sequence->sampling.seed = request_seed(first->sampling.seed, answer->index);
+        sequence->leader = first;
+    }
+    sequence->owner = answer;
+    sequence->priority = m->priority;
+    sequence->cache_salt = request->cache_salt;
+    sequence->token_count_max = sequence->prompt_count + request->stop.max_token_count;
+    // No token has more text than this; what a client does not read is bounded by it.
+    size_t text_limit_bytes = ((size_t)request->stop.max_token_count + 1) * 1024;
+    completion_init(&answer->completion, rules->tokenizer, &request->stop, m->keep_special_tokens,
+                    text_limit_bytes);
+    return sequence_begin_history(sequence);
+}
+
+static enum status finish_answers(const struct request_rules *rules, const generate_message *m,
+                                  struct request *request, struct error *error) {
+    enum status status = STATUS_OK;
+    for (uint32_t i = 0; i < request->answer_count && status == STATUS_OK; i++)
+        status = finish_answer(rules, m, &request->answers[i]);
+    return status == STATUS_OK ? status : error_set(error, status, "no memory");
+}
+
+enum status request_open(const struct request_rules *rules, const generate_message *message,
+                         uint64_t arrived_ns, struct request **request_out, struct error *error) {
     struct request *request = calloc(1, sizeof(*request));
     if (request == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
-    struct stop_conditions stop = {0};
-    enum status status = read_id(rules, message->request_id, request->id, error);
-    if (status != STATUS_OK) goto free_request;
-    status = read_prompt(rules, message, &request->sequence, error);
-    if (status != STATUS_OK) goto free_request;
-    status = read_sampling(rules, message, &request->sequence, error);
-    if (status != STATUS_OK) goto fini_sequence;
-    status = read_stop(rules, message, &stop, request->sequence.prompt_count, error);
-    if (status != STATUS_OK) goto fini_stop;
-    // No token has more text than this; what a client does not read is bounded by it.
-    size_t text_limit_bytes = ((size_t)stop.max_token_count + 1) * 1024;
-    completion_init(&request->completion, rules->tokenizer, &stop, message->keep_special_tokens,
-                    text_limit_bytes);
-    request->sequence.token_count_max = request->sequence.prompt_count + stop.max_token_count;
-    request->wants_logprobs = (request->sequence.sampling.flags & FRAME_LOGPROBS) != 0;
     request->arrived_ns = arrived_ns;
-    request->call = call;
-    rpc_call_hold(call);
+    enum status status = read_id(rules, message->request_id, request->id, error);
+    if (status == STATUS_OK) status = read_cache_salt(message->cache_salt, request, error);
+    if (status == STATUS_OK) status = make_answers(request, message->n, error);
+    if (status != STATUS_OK) goto close_request;
+    struct sequence *first = &request->answers[0].sequence;
+    status = read_prompt(rules, message, first, error);
+    if (status == STATUS_OK) status = read_sampling(rules, message, first, error);
+    if (status == STATUS_OK)
+        status = read_stop(rules, message, &request->stop, first->prompt_count, error);
+    if (status == STATUS_OK) status = finish_answers(rules, message, request, error);
+    if (status != STATUS_OK) goto close_request;
+    request->wants_logprobs = (first->sampling.flags & FRAME_LOGPROBS) != 0;
     *request_out = request;
     return STATUS_OK;
-fini_stop:
-    free_stop(&stop);
-fini_sequence:
-    sequence_fini(&request->sequence);
-free_request:
-    free(request);
+close_request:
+    request_close(request);
     return status;
+}
+
+void request_begin(struct request *request, struct rpc_call *call) {
+    rpc_call_hold(call);
+    request->call = call;
 }
 
 void request_close(struct request *request) {
     if (request == NULL) return;
-    completion_fini(&request->completion);
-    sequence_fini(&request->sequence);
-    rpc_call_release(request->call);
+    for (uint32_t i = 0; i < request->answer_count; i++) {
+        completion_fini(&request->answers[i].completion);
+        sequence_fini(&request->answers[i].sequence);
+    }
+    free(request->answers);
+    stop_conditions_fini(&request->stop);
+    free(request->cache_salt);
+    if (request->call != NULL) rpc_call_release(request->call);
     free(request);
+}
+
+uint64_t request_seed(uint64_t seed, uint32_t index) {
+    return seed + index * UINT64_C(0x9E3779B97F4A7C15);
 }

@@ -7,16 +7,33 @@
 #include "stagecoach/v1/inference.pb-c.h"
 #include "transport/rpc.h"
 
+struct request;
+
+// One of the continuations that a request asks for.
+struct answer {
+    struct sequence sequence; // its owner is this answer
+    struct completion completion;
+    struct request *request;
+    uint32_t index;
+    uint64_t last_token_ns; // when the last one was known; 0: none yet
+    bool is_ended;          // no more rows are computed for it
+    bool is_last_sent;      // the message with its finish reason was given to the call
+};
+
 struct request {
     char id[REQUEST_ID_BYTES_MAX + 1];
-    struct sequence sequence;
-    struct completion completion;
+    struct answer *answers; // the first one leads the others: its prompt's blocks are theirs too
+    uint32_t answer_count;
+    uint32_t running_count;      // answers not ended
+    uint32_t unsent_count;       // answers whose last message was not sent
+    struct stop_conditions stop; // of all answers
+    char *cache_salt;            // NULL: none
     bool wants_logprobs;
-    struct rpc_call *call;                          // one reference
+    struct rpc_call *call;                          // one reference; NULL until request_begin
     uint64_t arrived_ns, issued_ns, first_token_ns; // 0: not yet
-    uint64_t last_token_ns;
+    uint64_t sent_ns; // when the call last took something, 0: never; begins with is_ended
     bool is_first_sent;
-    bool is_ended;       // the last message was given to the call, or it was refused
+    bool is_ended;       // all answers have ended, or it was refused
     bool is_call_closed; // the call is over: nothing refers to the request from outside
     TAILQ_ENTRY(request) link;
 };
@@ -37,14 +54,16 @@ struct request_rules {
 MUST_USE enum status request_needs_tokenizer(const struct request_rules *rules, const char *field,
                                              struct error *error);
 
-// Validates every field of the message, tokenizes the prompt, and makes the request; takes a
-// reference to `call`. STATUS_INVALID and STATUS_EXHAUSTED name the field, the value and the limit.
-MUST_USE enum status request_open(const struct request_rules *rules, struct rpc_call *call,
+// Validates every field of the message, tokenizes the prompt, and makes the request with all its
+// answers. STATUS_INVALID and STATUS_EXHAUSTED name the field, the value and the limit.
+MUST_USE enum status request_open(const struct request_rules *rules,
                                   const Stagecoach__V1__GenerateRequest *message,
                                   uint64_t arrived_ns, struct request **request_out,
                                   struct error *error);
+// Where its answers go; takes a reference to `call`.
+void request_begin(struct request *request, struct rpc_call *call);
 void request_close(struct request *request); // NULL allowed
 
-static inline struct request *request_of(struct sequence *sequence) {
-    return (struct request *)((char *)sequence - offsetof(struct request, sequence));
-}
+// The seed that answer `index` draws with: that of the request for the first, and steps of 2^64
+// divided by the golden ratio for the others, so that requests with neighbouring seeds share none.
+uint64_t request_seed(uint64_t seed, uint32_t index);

@@ -8,7 +8,7 @@
 // Options whose value is one of a few words.
 struct words {
     const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level, *feedback,
-        *schedule;
+        *schedule, *prefix_cache;
 };
 
 static bool refuse(const char *option, const char *text, const char *choices) {
@@ -45,6 +45,8 @@ static bool read_words(const struct words *words, struct settings *s) {
     if (!choose("feedback", words->feedback, "direct", "coordinator", &is_second)) return false;
     s->feedback = is_second ? FEEDBACK_COORDINATOR : FEEDBACK_DIRECT;
     if (!choose("schedule", words->schedule, "pipelined", "naive", &s->is_naive)) return false;
+    if (!choose("prefix-cache", words->prefix_cache, "on", "off", &s->no_prefix_cache))
+        return false;
     if (!log_level_parse(words->log_level, &s->log_level))
         return refuse("log-level", words->log_level, "error, warn, info or debug");
     return true;
@@ -59,10 +61,11 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .sequence_count_max = 256,
         .waiting_count_max = 1024,
         .absent_seconds = 60,
+        .unread_seconds = 60,
         .drain_seconds = 30,
     };
     struct words words = {"f32",  "bf16",   "safetensors", "checkpoint",
-                          "info", "direct", "pipelined"};
+                          "info", "direct", "pipelined",   "on"};
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
         {"model-name", OPTION_TEXT, &s.model_name, "NAME",
@@ -104,15 +107,21 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         {"feedback", OPTION_TEXT, &words.feedback, "WAY",
          "how a drawn token comes back to the first stage: direct or coordinator (default direct)",
          0, 0},
+        {"prefix-cache", OPTION_TEXT, &words.prefix_cache, "ON|OFF",
+         "on: prompts that begin alike share what is known of the beginning; or off (default on)",
+         0, 0},
         {"schedule", OPTION_TEXT, &words.schedule, "WAY",
          "pipelined, or naive for one microbatch of everything at a time (default pipelined)", 0,
          0},
         {"max-running", OPTION_COUNT, &s.sequence_count_max, "N",
          "sequences computed at once (default 256)", 1, MICROBATCH_SEQUENCE_COUNT_MAX},
         {"max-waiting", OPTION_COUNT, &s.waiting_count_max, "N",
-         "requests that may wait; more are refused (default 1024)", 1, REQUEST_COUNT_MAX},
+         "answers that may wait; when as many do, requests are refused (default 1024)", 1,
+         REQUEST_COUNT_MAX},
         {"absent-seconds", OPTION_NUMBER, &s.absent_seconds, "S",
          "how long requests wait for missing stages (default 60)", 0, 86400},
+        {"unread-seconds", OPTION_NUMBER, &s.unread_seconds, "S",
+         "how long a finished answer is kept when its client reads nothing (default 60)", 0, 86400},
         {"drain-seconds", OPTION_NUMBER, &s.drain_seconds, "S",
          "after SIGTERM, how long running requests may go on (default 30)", 0, 86400},
         {"log-level", OPTION_TEXT, &words.log_level, "LEVEL",

@@ -28,10 +28,12 @@ struct settings {
     uint64_t chunk_row_count;
     uint64_t in_flight_max; // microbatches; 0: as many as keep all stages busy
     enum settings_feedback feedback;
+    bool no_prefix_cache;
     bool is_naive; // one microbatch of everything at a time
     uint64_t sequence_count_max;
     uint64_t waiting_count_max;
     double absent_seconds;
+    double unread_seconds;
     double drain_seconds;
     enum dtype activation_dtype;
     enum dtype kv_dtype;

@@ -152,11 +152,20 @@ void rpc_call_send_end(struct rpc_call *call);
 // waits until the single request has been read to its end.
 void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message);
 
+// The same for a call that may be made again after retry_ms: the client gets that as the trailing
+// metadata grpc-retry-pushback-ms, as gRPC's retries understand it (gRFC A6).
+void rpc_call_refuse(struct rpc_call *call, enum rpc_code code, const char *message,
+                     uint32_t retry_ms);
+
 // Ends the call at once, whatever is queued; `closed` follows with RPC_CANCELLED.
 void rpc_call_cancel(struct rpc_call *call);
 
 // Whether the call is over: the peer went away, the deadline passed or it was ended.
 bool rpc_call_is_over(struct rpc_call *call);
+
+// Server: whether the call's deadline has passed. gRPC ends such a call by itself, but may give its
+// request first.
+bool rpc_call_is_late(const struct rpc_call *call);
 
 // The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets and on a
 // client.

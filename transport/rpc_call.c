@@ -1,3 +1,5 @@
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,6 +180,22 @@ static bool may_send(const struct rpc_call *call) {
     return call->first != NULL || (call->end_due && end_allowed) || call->initial_due;
 }
 
+// Fills in how the call ends; *details and *retry are to be unreffed once the batch has started.
+static void write_status(struct rpc_call *call, grpc_op *op, grpc_slice *details,
+                         grpc_metadata *retry) {
+    *details = grpc_slice_from_copied_string(call->end_message.text);
+    op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
+    op->data.send_status_from_server.status = (grpc_status_code)call->end_code;
+    op->data.send_status_from_server.status_details = details;
+    if (call->end_retry_ms == 0) return;
+    char text[16];
+    (void)snprintf(text, sizeof(text), "%" PRIu32, call->end_retry_ms);
+    retry->key = grpc_slice_from_static_string("grpc-retry-pushback-ms");
+    retry->value = grpc_slice_from_copied_string(text);
+    op->data.send_status_from_server.trailing_metadata = retry;
+    op->data.send_status_from_server.trailing_metadata_count = 1;
+}
+
 // Starts the next send batch when there is something to send and none is in flight.
 static void pump(struct rpc_call *call) {
     if (!may_send(call)) return;
@@ -196,21 +214,19 @@ static void pump(struct rpc_call *call) {
         ops[op_count++].data.send_message.send_message = call->sending;
     }
     grpc_slice details = grpc_empty_slice();
+    grpc_metadata retry = {.key = grpc_empty_slice(), .value = grpc_empty_slice()};
     if (call->first == NULL && call->end_due &&
         (!call->is_server || call->receives_many || call->read_done)) {
         call->end_sent = true;
-        if (call->is_server) {
-            details = grpc_slice_from_copied_string(call->end_message.text);
-            ops[op_count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-            ops[op_count].data.send_status_from_server.status = (grpc_status_code)call->end_code;
-            ops[op_count++].data.send_status_from_server.status_details = &details;
-        } else {
+        if (call->is_server)
+            write_status(call, &ops[op_count++], &details, &retry);
+        else
             ops[op_count++].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
-        }
     }
     call->send_busy = true;
     start_batch(call, &call->send_tag, ops, op_count);
     grpc_slice_unref(details);
+    grpc_slice_unref(retry.value);
 }
 
 void rpc_call_start(struct rpc_call *call) {
@@ -442,12 +458,18 @@ void rpc_call_send_end(struct rpc_call *call) {
 }
 
 void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message) {
+    rpc_call_refuse(call, code, message, 0);
+}
+
+void rpc_call_refuse(struct rpc_call *call, enum rpc_code code, const char *message,
+                     uint32_t retry_ms) {
     CHECK(call->is_server);
     pthread_mutex_lock(&call->mutex);
     if (!call->ended && !call->closed_seen) {
         call->ended = true;
         call->end_due = true;
         call->end_code = code;
+        call->end_retry_ms = retry_ms;
         (void)error_set(&call->end_message, STATUS_OK, "%s", message);
         // An error is the whole answer of a call that has one message.
         if (code != RPC_OK && !call->sends_many) drop_queue(call);
@@ -475,6 +497,10 @@ bool rpc_call_is_over(struct rpc_call *call) {
     bool is_over = call->ended || call->closed_seen;
     pthread_mutex_unlock(&call->mutex);
     return is_over;
+}
+
+bool rpc_call_is_late(const struct rpc_call *call) {
+    return call->is_server && gpr_time_cmp(call->deadline, gpr_now(GPR_CLOCK_MONOTONIC)) <= 0;
 }
 
 void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes) {

@@ -132,7 +132,8 @@ struct rpc_call {
     uint32_t queued_count;
     enum rpc_code end_code;
     struct error end_message;
-    grpc_call *grpc; // NULL when the call has been freed
+    uint32_t end_retry_ms; // 0: says nothing
+    grpc_call *grpc;       // NULL when the call has been freed
     struct rpc_message_node *first, *last;
     grpc_byte_buffer *sending;
     pthread_mutex_t mutex;

@@ -80,9 +80,11 @@ static void own(struct rpc_call *call, const struct rpc_route *route) {
 static void turn_away(struct rpc_call *call, enum status room, grpc_slice path) {
     if (room != STATUS_OK) {
         call->read_done = true; // at once: a limit that waits for clients would be none
-        rpc_call_end(call, rpc_code_of(room),
-                     room == STATUS_EXHAUSTED ? "the server has too many calls in progress"
-                                              : "the server is shutting down");
+        if (room == STATUS_EXHAUSTED)
+            rpc_call_refuse(call, rpc_code_of(room), "the server has too many calls in progress",
+                            RPC_RETRY_MS);
+        else
+            rpc_call_end(call, rpc_code_of(room), "the server is shutting down");
         return;
     }
     struct error reason;

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 static struct tokenizer *tokenizer;
+static struct stop_conditions stop; // of the completion under test
 
 static int open_tokenizer(void **state) {
     (void)state;
@@ -35,11 +36,16 @@ static size_t encode(const char *text, uint32_t *ids, size_t capacity) {
 
 static void init(struct completion *c, uint32_t max_token_count, const char *const *strings,
                  uint32_t string_count) {
-    struct stop_conditions stop = {.max_token_count = max_token_count};
+    stop = (struct stop_conditions){.max_token_count = max_token_count};
     stop.strings = calloc(string_count + 1, sizeof(char *));
     for (uint32_t i = 0; i < string_count; i++)
         stop.strings[stop.string_count++] = strdup(strings[i]);
     completion_init(c, tokenizer, &stop, false, 1 << 20);
+}
+
+static void fini(struct completion *c) {
+    completion_fini(c);
+    stop_conditions_fini(&stop);
 }
 
 static void push(struct completion *c, uint32_t token_id) {
@@ -63,7 +69,7 @@ static void completion_ends_at_max_tokens(void **state) {
     assert_int_equal(push_text(&c, "one two three four five six seven eight"), 3);
     assert_int_equal(c.finish_reason, FINISH_LENGTH);
     assert_int_equal(c.unsent_count, 3);
-    completion_fini(&c);
+    fini(&c);
 }
 
 static void completion_cuts_the_text_at_a_stop_string(void **state) {
@@ -76,7 +82,7 @@ static void completion_cuts_the_text_at_a_stop_string(void **state) {
     assert_true(c.stopped_by_string);
     assert_int_equal(c.stop_string_index, 1);
     assert_string_equal(c.text.data, "before it ");
-    completion_fini(&c);
+    fini(&c);
 }
 
 static void completion_holds_back_what_may_be_a_stop_string(void **state) {
@@ -90,11 +96,11 @@ static void completion_holds_back_what_may_be_a_stop_string(void **state) {
     assert_string_equal(c.text.data, "x abce");
     assert_int_equal(c.finish_reason, FINISH_NONE);
     // What is held back is released when the end comes another way.
-    c.stop.max_token_count = c.token_count + 1;
+    stop.max_token_count = c.token_count + 1;
     push_text(&c, "a");
     assert_string_equal(c.text.data, "x abcea");
     assert_int_equal(c.finish_reason, FINISH_LENGTH);
-    completion_fini(&c);
+    fini(&c);
 }
 
 static void completion_finds_the_earliest_of_overlapping_stop_strings(void **state) {
@@ -105,7 +111,7 @@ static void completion_finds_the_earliest_of_overlapping_stop_strings(void **sta
     push_text(&c, "x a b c d");
     assert_string_equal(c.text.data, "x ");
     assert_int_equal(c.stop_string_index, 1);
-    completion_fini(&c);
+    fini(&c);
 }
 
 static void completion_ends_at_eos_and_stop_token_ids(void **state) {
@@ -118,20 +124,20 @@ static void completion_ends_at_eos_and_stop_token_ids(void **state) {
             struct completion c;
             init(&c, 100, NULL, 0);
             if (by_eos) {
-                c.stop.eos_ids = ids;
-                c.stop.eos_count = 1;
+                stop.eos_ids = ids;
+                stop.eos_count = 1;
             } else {
-                c.stop.token_ids = malloc(sizeof(uint32_t));
-                c.stop.token_ids[c.stop.token_id_count++] = ids[0];
+                stop.token_ids = malloc(sizeof(uint32_t));
+                stop.token_ids[stop.token_id_count++] = ids[0];
             }
-            c.stop.ignore_eos = ignore_eos != 0;
+            stop.ignore_eos = ignore_eos != 0;
             push(&c, ids[0]);
             bool goes_on = by_eos && ignore_eos;
             assert_int_equal(c.finish_reason, goes_on ? FINISH_NONE : FINISH_STOP);
             // The token is counted; its text is not part of the text.
             assert_int_equal(c.unsent_count, 1);
             if (!goes_on) assert_int_equal(c.text.size_bytes, 0);
-            completion_fini(&c);
+            fini(&c);
         }
     }
 }
@@ -152,7 +158,7 @@ static void completion_never_splits_characters(void **state) {
         completion_sent(&c, c.unsent_count);
     }
     assert_string_equal(all, text);
-    completion_fini(&c);
+    fini(&c);
 }
 
 static void completion_keeps_logprobs_until_they_are_sent(void **state) {
@@ -171,7 +177,7 @@ static void completion_keeps_logprobs_until_they_are_sent(void **state) {
     assert_int_equal(c.tops[c.tokens[9].top_first + 1].token_id, 40);
     completion_sent(&c, 10);
     assert_false(completion_has_news(&c));
-    completion_fini(&c);
+    fini(&c);
 }
 
 int main(void) {
