@@ -14,7 +14,7 @@ enum {
 
 static const struct cost_prior PRIOR_DEFAULT = {.fixed = 32, .attended = 1e-4};
 // How much the prior weighs beside one measured step; a term is at least so much of its prior.
-static const double PRIOR_WEIGHT = 0.02, TERM_MIN = 0.01;
+static const double PRIOR_WEIGHT = 1e-4, TERM_MIN = 0.01;
 // A step that took so many times its bin's mean, or the inverse, counts as that.
 static const double OUTLIER_RATIO = 4;
 

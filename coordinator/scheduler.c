@@ -22,6 +22,9 @@ struct scheduler {
     struct sequence_list decoding; // least recently picked first
     struct scheduler_decode_load decode_load;
     uint32_t group_count; // over which the decode rows are split
+    // The first chunks that are cut by cost have 32, 64, 128 ... rows: from chunks that all take
+    // equal time nobody could tell the fixed part from the others.
+    uint32_t first_chunk_row_count; // of the next one of these; 0: they are done
     uint64_t arrival_next;
     uint64_t run_id_next;
     uint64_t pick_number; // of the last microbatch, or the one being made
@@ -75,6 +78,7 @@ enum status scheduler_open(const struct scheduler_config *config, struct kv_bloc
     scheduler->blocks = blocks;
     cost_init(&scheduler->cost, &config->cost_prior);
     TAILQ_INIT(&scheduler->decoding);
+    scheduler->first_chunk_row_count = KV_BLOCK_POSITION_COUNT;
     if (open_parts(scheduler) != STATUS_OK) {
         scheduler_close(scheduler);
         return STATUS_NO_MEMORY;
@@ -492,7 +496,10 @@ static double chunk_budget(const struct scheduler *scheduler, const struct makin
     double whole =
         scheduler_sizes_chunk(&scheduler->cost, &scheduler->prompt_load, stage_count_of(scheduler),
                               scheduler->config.row_count_max);
-    return fmax(whole - making->cost, whole / 4);
+    double rest = fmax(whole - making->cost, whole / 4);
+    if (scheduler->first_chunk_row_count == 0) return rest;
+    double first = cost_of_rows(&scheduler->cost.slowest, 0, scheduler->first_chunk_row_count);
+    return fmin(rest, first);
 }
 
 // More of its prompt may be cached by now than when it started.
@@ -519,6 +526,13 @@ static void pick_prompts(struct scheduler *scheduler, struct making *making) {
     }
 }
 
+// A chunk as large as the first ones may be: the next is twice that, up to the usual size.
+static void grow_first_chunk(struct scheduler *scheduler, const struct making *making) {
+    if (making->chunk_row_count < scheduler->first_chunk_row_count / 2) return;
+    uint32_t row_count = scheduler->first_chunk_row_count * 2;
+    scheduler->first_chunk_row_count = row_count < CHUNK_ROW_COUNT_MAX / 2 ? row_count : 0;
+}
+
 // -- picking --------------------------------------------------------------------------------------
 
 static uint32_t pick_once(struct scheduler *scheduler, struct scheduler_pick *picks_out) {
@@ -526,6 +540,8 @@ static uint32_t pick_once(struct scheduler *scheduler, struct scheduler_pick *pi
     scheduler->pick_number++;
     pick_decode(scheduler, &making);
     pick_prompts(scheduler, &making);
+    if (making.chunk_row_count > 0 && scheduler->first_chunk_row_count > 0)
+        grow_first_chunk(scheduler, &making);
     scheduler->picked_count = making.pick_count;
     if (making.pick_count == 0) scheduler->pick_number--;
     return making.pick_count;
