@@ -6,67 +6,20 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/memory.h"
-#include "coordinator/scheduler_sizes.h"
-#include "coordinator/sequence_heap.h"
+#include "coordinator/scheduler_queue.h"
 
 struct scheduler {
     struct scheduler_config config;
-    struct kv_blocks *blocks;
+    struct scheduler_queue queue;
     struct cost cost;
-    struct sequence_heap waiting; // first in rank; without those that wait for a leader
-    uint32_t parked_count;        // these
-    // Running sequences are in one of two places.
-    struct sequence_heap prompts;      // first in rank
-    struct sequence_heap prompts_rest; // the same ones, the fewest rows left first
-    struct scheduler_prompt_load prompt_load;
-    struct sequence_list decoding; // least recently picked first
-    struct scheduler_decode_load decode_load;
     uint32_t group_count; // over which the decode rows are split
     // The first chunks that are cut by cost have 32, 64, 128 ... rows: from chunks that all take
     // equal time nobody could tell the fixed part from the others.
     uint32_t first_chunk_row_count; // of the next one of these; 0: they are done
-    uint64_t arrival_next;
-    uint64_t run_id_next;
-    uint64_t pick_number; // of the last microbatch, or the one being made
-    uint64_t preempted_count;
-    // That microbatch's sequences; NULL where one has left since.
-    struct sequence **picked;
-    uint32_t picked_count;
-    struct sequence **candidates; // decode rows that may go into it
-    // The first of those waiting did not fit into so many free blocks.
-    const struct sequence *blocked;
-    uint32_t blocked_free_count;
+    struct sequence **candidates;   // decode rows that may go into the microbatch
 };
 
 // -- life -----------------------------------------------------------------------------------------
-
-static bool is_before(const struct sequence *a, const struct sequence *b) {
-    return a->rank != b->rank ? a->rank < b->rank : a->arrival < b->arrival;
-}
-
-static bool has_less_left(const struct sequence *a, const struct sequence *b) {
-    uint32_t left_a = sequence_remaining_count(a), left_b = sequence_remaining_count(b);
-    return left_a != left_b ? left_a < left_b : is_before(a, b);
-}
-
-static enum status open_parts(struct scheduler *scheduler) {
-    const struct scheduler_config *config = &scheduler->config;
-    // What runs may have to wait again.
-    enum status status = sequence_heap_init(&scheduler->waiting,
-                                            config->waiting_count_max + config->running_count_max,
-                                            SEQUENCE_HEAP_RANK, is_before);
-    if (status == STATUS_OK)
-        status = sequence_heap_init(&scheduler->prompts, config->running_count_max,
-                                    SEQUENCE_HEAP_RANK, is_before);
-    if (status == STATUS_OK)
-        status = sequence_heap_init(&scheduler->prompts_rest, config->running_count_max,
-                                    SEQUENCE_HEAP_REST, has_less_left);
-    if (status != STATUS_OK) return status;
-    scheduler->picked = memory_array(config->sequence_count_max, sizeof(struct sequence *));
-    scheduler->candidates = memory_array(config->sequence_count_max, sizeof(struct sequence *));
-    return scheduler->picked == NULL || scheduler->candidates == NULL ? STATUS_NO_MEMORY
-                                                                      : STATUS_OK;
-}
 
 enum status scheduler_open(const struct scheduler_config *config, struct kv_blocks *blocks,
                            struct scheduler **scheduler_out) {
@@ -75,11 +28,14 @@ enum status scheduler_open(const struct scheduler_config *config, struct kv_bloc
     struct scheduler *scheduler = calloc(1, sizeof(*scheduler));
     if (scheduler == NULL) return STATUS_NO_MEMORY;
     scheduler->config = *config;
-    scheduler->blocks = blocks;
     cost_init(&scheduler->cost, &config->cost_prior);
-    TAILQ_INIT(&scheduler->decoding);
     scheduler->first_chunk_row_count = KV_BLOCK_POSITION_COUNT;
-    if (open_parts(scheduler) != STATUS_OK) {
+    struct scheduler_queue_config queue = {.running_count_max = config->running_count_max,
+                                           .waiting_count_max = config->waiting_count_max,
+                                           .sequence_count_max = config->sequence_count_max};
+    enum status status = scheduler_queue_init(&scheduler->queue, &queue, blocks);
+    scheduler->candidates = memory_array(config->sequence_count_max, sizeof(struct sequence *));
+    if (status != STATUS_OK || scheduler->candidates == NULL) {
         scheduler_close(scheduler);
         return STATUS_NO_MEMORY;
     }
@@ -89,220 +45,25 @@ enum status scheduler_open(const struct scheduler_config *config, struct kv_bloc
 
 void scheduler_close(struct scheduler *scheduler) {
     if (scheduler == NULL) return;
-    sequence_heap_fini(&scheduler->waiting);
-    sequence_heap_fini(&scheduler->prompts);
-    sequence_heap_fini(&scheduler->prompts_rest);
-    free(scheduler->picked);
+    scheduler_queue_fini(&scheduler->queue);
     free(scheduler->candidates);
     free(scheduler);
 }
 
-// -- places of running sequences ------------------------------------------------------------------
-
-static uint64_t attended_by(uint64_t row_count) {
-    return row_count * (row_count + 1) / 2;
-}
-
-// By the rows it has next.
-static void place(struct scheduler *scheduler, struct sequence *sequence) {
-    CHECK(sequence->place == SEQUENCE_PLACE_NONE);
-    if (sequence_remaining_count(sequence) >= 2) {
-        sequence->place = SEQUENCE_PLACE_PROMPT;
-        sequence_heap_add(&scheduler->prompts, sequence);
-        sequence_heap_add(&scheduler->prompts_rest, sequence);
-        scheduler->prompt_load.row_count += sequence->token_count;
-        scheduler->prompt_load.attended_count += attended_by(sequence->token_count);
-        return;
-    }
-    sequence->place = SEQUENCE_PLACE_DECODE;
-    sequence->counted_count = sequence->issued_count + 1;
-    TAILQ_INSERT_TAIL(&scheduler->decoding, sequence, link);
-    scheduler->decode_load.row_count++;
-    scheduler->decode_load.attended_count += sequence->counted_count;
-}
-
-static void displace(struct scheduler *scheduler, struct sequence *sequence) {
-    CHECK(sequence->place != SEQUENCE_PLACE_NONE);
-    if (sequence->place == SEQUENCE_PLACE_PROMPT) {
-        sequence_heap_remove(&scheduler->prompts, sequence);
-        sequence_heap_remove(&scheduler->prompts_rest, sequence);
-        scheduler->prompt_load.row_count -= sequence->token_count;
-        scheduler->prompt_load.attended_count -= attended_by(sequence->token_count);
-    } else {
-        TAILQ_REMOVE(&scheduler->decoding, sequence, link);
-        scheduler->decode_load.row_count--;
-        scheduler->decode_load.attended_count -= sequence->counted_count;
-    }
-    sequence->place = SEQUENCE_PLACE_NONE;
-}
-
-// -- coming and going -----------------------------------------------------------------------------
-
-static void wait_for_room(struct scheduler *scheduler, struct sequence *sequence) {
-    sequence->state = SEQUENCE_WAITING;
-    sequence->leader = NULL;
-    sequence_heap_add(&scheduler->waiting, sequence);
-}
-
-static void wait_for_leader(struct scheduler *scheduler, struct sequence *sequence) {
-    sequence->state = SEQUENCE_WAITING;
-    sequence->is_parked = true;
-    LIST_INSERT_HEAD(&sequence->leader->followers, sequence, follower_link);
-    scheduler->parked_count++;
-}
-
-static void stop_waiting_for_leader(struct scheduler *scheduler, struct sequence *sequence) {
-    LIST_REMOVE(sequence, follower_link);
-    sequence->is_parked = false;
-    sequence->leader = NULL;
-    scheduler->parked_count--;
-}
-
-static void release_followers(struct scheduler *scheduler, struct sequence *leader) {
-    struct sequence *sequence;
-    while ((sequence = LIST_FIRST(&leader->followers)) != NULL) {
-        stop_waiting_for_leader(scheduler, sequence);
-        wait_for_room(scheduler, sequence);
-    }
-}
+// -- sequences ------------------------------------------------------------------------------------
 
 enum status scheduler_add(struct scheduler *scheduler, struct sequence *sequence) {
-    CHECK(sequence->state == SEQUENCE_IDLE && LIST_EMPTY(&sequence->followers));
-    if (scheduler_waiting_count(scheduler) >= scheduler->config.waiting_count_max)
-        return STATUS_EXHAUSTED;
-    sequence->arrival = scheduler->arrival_next++;
-    sequence->rank =
-        (int64_t)sequence->arrival - (int64_t)sequence->priority * SCHEDULER_PRIORITY_LEAD;
-    const struct sequence *leader = sequence->leader;
-    if (leader != NULL && leader->state != SEQUENCE_IDLE &&
-        leader->issued_count < leader->prompt_count)
-        wait_for_leader(scheduler, sequence);
-    else
-        wait_for_room(scheduler, sequence);
-    return STATUS_OK;
-}
-
-static void stop_running(struct scheduler *scheduler, struct sequence *sequence, bool is_void) {
-    displace(scheduler, sequence);
-    if (sequence->pick_number == scheduler->pick_number)
-        scheduler->picked[sequence->pick_index] = NULL;
-    // Whatever it has issued was sent: it has no part in a microbatch that is being made.
-    if (!is_void) sequence_publish(sequence, scheduler->blocks);
-    sequence_give_blocks(sequence, scheduler->blocks);
-}
-
-static void leave(struct scheduler *scheduler, struct sequence *sequence, bool is_void) {
-    if (sequence->state == SEQUENCE_RUNNING)
-        stop_running(scheduler, sequence, is_void);
-    else if (sequence->is_parked)
-        stop_waiting_for_leader(scheduler, sequence);
-    else if (sequence->state == SEQUENCE_WAITING)
-        sequence_heap_remove(&scheduler->waiting, sequence);
-    sequence->state = SEQUENCE_IDLE;
-    sequence->issued_count = 0;
-    sequence->run_id = 0;
-    sequence->pick_number = 0;
-    scheduler->blocked = NULL;
+    return scheduler_queue_add(&scheduler->queue, sequence);
 }
 
 void scheduler_remove(struct scheduler *scheduler, struct sequence *sequence) {
-    leave(scheduler, sequence, false);
-    release_followers(scheduler, sequence);
-}
-
-static void send_back(struct scheduler *scheduler, struct sequence *sequence, bool is_void) {
-    leave(scheduler, sequence, is_void);
-    wait_for_room(scheduler, sequence);
-}
-
-static struct sequence *any_running(struct scheduler *scheduler) {
-    struct sequence *sequence = TAILQ_FIRST(&scheduler->decoding);
-    return sequence != NULL ? sequence : sequence_heap_first(&scheduler->prompts);
+    scheduler_queue_remove(&scheduler->queue, sequence);
 }
 
 uint32_t scheduler_reset(struct scheduler *scheduler) {
-    uint32_t count = 0;
-    struct sequence *sequence;
-    while ((sequence = any_running(scheduler)) != NULL) {
-        sequence->replay_count++;
-        send_back(scheduler, sequence, true);
-        count++;
-    }
-    kv_blocks_forget(scheduler->blocks);
+    // Who computes next may be slower or faster.
     cost_age(&scheduler->cost);
-    return count;
-}
-
-// -- admission ------------------------------------------------------------------------------------
-
-// Takes its blocks: those that are cached, and others for all its known tokens. Some stay free for
-// the sequences that run.
-static bool take_first_blocks(struct scheduler *scheduler, struct sequence *sequence) {
-    uint32_t running_count = scheduler_running_count(scheduler);
-    uint32_t spare_count = running_count == 0 ? 0 : 1 + running_count / 8;
-    uint32_t longest = sequence->token_count_max > sequence->token_count ? sequence->token_count_max
-                                                                         : sequence->token_count;
-    if (!sequence_reserve_blocks(sequence, kv_blocks_for(longest))) return false;
-    uint32_t cached_count = sequence_take_cached(sequence, scheduler->blocks);
-    uint32_t wanted_count = kv_blocks_for(sequence->token_count) - sequence->block_count;
-    if (kv_blocks_free_count(scheduler->blocks) < wanted_count + spare_count) {
-        sequence_give_blocks(sequence, scheduler->blocks);
-        sequence->issued_count = 0;
-        return false;
-    }
-    if (sequence->run_count == 0) sequence->cached_count = cached_count;
-    bool is_taken = sequence_take_blocks(sequence, scheduler->blocks, sequence->token_count);
-    CHECK(is_taken);
-    return true;
-}
-
-// Starts waiting sequences, first in rank first, while they fit.
-static void admit(struct scheduler *scheduler) {
-    struct sequence *sequence;
-    while ((sequence = sequence_heap_first(&scheduler->waiting)) != NULL &&
-           scheduler_running_count(scheduler) < scheduler->config.running_count_max) {
-        uint32_t free_count = kv_blocks_free_count(scheduler->blocks);
-        if (sequence == scheduler->blocked && free_count <= scheduler->blocked_free_count) return;
-        if (!take_first_blocks(scheduler, sequence)) {
-            scheduler->blocked = sequence;
-            scheduler->blocked_free_count = free_count;
-            return;
-        }
-        scheduler->blocked = NULL;
-        sequence_heap_remove(&scheduler->waiting, sequence);
-        sequence->state = SEQUENCE_RUNNING;
-        sequence->run_id = ++scheduler->run_id_next;
-        sequence->run_count++;
-        place(scheduler, sequence);
-    }
-}
-
-// -- blocks while running -------------------------------------------------------------------------
-
-static struct sequence *last_in_rank(struct scheduler *scheduler) {
-    struct sequence *last = any_running(scheduler), *sequence;
-    TAILQ_FOREACH(sequence, &scheduler->decoding, link) {
-        if (is_before(last, sequence)) last = sequence;
-    }
-    for (uint32_t i = 0; i < scheduler->prompts.count; i++)
-        if (is_before(last, scheduler->prompts.sequences[i]))
-            last = scheduler->prompts.sequences[i];
-    return last;
-}
-
-// Blocks for the first position_count positions of the sequence, preempting the last in rank. False
-// when that would take blocks from a sequence that is part of this microbatch, or from this one
-// itself, which then waits again.
-static bool make_room(struct scheduler *scheduler, struct sequence *sequence,
-                      uint32_t position_count) {
-    while (!sequence_take_blocks(sequence, scheduler->blocks, position_count)) {
-        struct sequence *victim = last_in_rank(scheduler);
-        if (victim->pick_number == scheduler->pick_number) return false;
-        scheduler->preempted_count++;
-        send_back(scheduler, victim, false);
-        if (victim == sequence) return false;
-    }
-    return true;
+    return scheduler_queue_reset(&scheduler->queue);
 }
 
 // -- a microbatch ---------------------------------------------------------------------------------
@@ -337,9 +98,6 @@ static bool issue(struct scheduler *scheduler, struct making *making, struct seq
     uint32_t position_end = sequence->issued_count + row_count;
     bool is_sample = position_end >= sequence->token_count;
     if (!take_tables(making, sequence, position_end, is_sample)) return false;
-    scheduler->picked[making->pick_count] = sequence;
-    sequence->pick_index = making->pick_count;
-    sequence->pick_number = scheduler->pick_number;
     making->picks[making->pick_count++] = (struct scheduler_pick){
         .sequence = sequence,
         .run_id = sequence->run_id,
@@ -350,22 +108,8 @@ static bool issue(struct scheduler *scheduler, struct making *making, struct seq
     };
     making->row_count += row_count;
     making->cost += cost_of_rows(&scheduler->cost.slowest, sequence->issued_count, row_count);
-    displace(scheduler, sequence);
-    sequence->issued_count = position_end;
-    place(scheduler, sequence);
+    scheduler_queue_issued(&scheduler->queue, sequence, row_count);
     return true;
-}
-
-// What was issued is sent by now: others may share it.
-static void publish_picked(struct scheduler *scheduler) {
-    for (uint32_t i = 0; i < scheduler->picked_count; i++) {
-        struct sequence *sequence = scheduler->picked[i];
-        if (sequence == NULL) continue;
-        sequence_publish(sequence, scheduler->blocks);
-        if (sequence->issued_count >= sequence->prompt_count)
-            release_followers(scheduler, sequence);
-    }
-    scheduler->picked_count = 0;
 }
 
 // -- decode rows ----------------------------------------------------------------------------------
@@ -381,7 +125,7 @@ static void choose_group_count(struct scheduler *scheduler) {
     // One microbatch beyond the groups is where rows ahead wait for their tokens.
     if (config->runs_ahead && count_max > stage_count) count_max--;
     if (config->is_naive) count_max = 1;
-    scheduler->group_count = scheduler_sizes_groups(&scheduler->cost, &scheduler->decode_load,
+    scheduler->group_count = scheduler_sizes_groups(&scheduler->cost, &scheduler->queue.decode_load,
                                                     stage_count, count_max, scheduler->group_count);
 }
 
@@ -392,14 +136,14 @@ static bool can_decode(const struct scheduler *scheduler, const struct sequence 
     return scheduler->config.runs_ahead && !scheduler->config.is_naive &&
            sequence->issued_count == sequence->token_count &&
            sequence->issued_count + 1 < sequence->token_count_max &&
-           scheduler->pick_number - sequence->pick_number >= scheduler->group_count;
+           scheduler->queue.pick_number - sequence->pick_number >= scheduler->group_count;
 }
 
 // How many sequences and rows of a microbatch may be decode rows: some are left to prompts.
 static uint32_t decode_limit(const struct scheduler *scheduler) {
     uint32_t sequences = scheduler->config.sequence_count_max;
     uint32_t rows = scheduler->config.row_count_max;
-    if (scheduler->prompts.count > 0) {
+    if (scheduler->queue.prompts.count > 0) {
         sequences -= (sequences + 7) / 8;
         rows -= (rows + 3) / 4;
     }
@@ -414,7 +158,7 @@ struct share {
 };
 
 static struct share share_of(const struct scheduler *scheduler) {
-    const struct scheduler_decode_load *load = &scheduler->decode_load;
+    const struct scheduler_decode_load *load = &scheduler->queue.decode_load;
     const struct cost_terms *terms = &scheduler->cost.slowest;
     double cost = terms->row * load->row_count + terms->attended * (double)load->attended_count;
     uint32_t groups = scheduler->group_count;
@@ -432,7 +176,7 @@ static bool is_full(const struct share *share, uint32_t row_count, double cost) 
 
 // Those of which a row goes into this microbatch, least recently picked first.
 static uint32_t choose_decode(struct scheduler *scheduler) {
-    if (scheduler->decode_load.row_count == 0) return 0;
+    if (scheduler->queue.decode_load.row_count == 0) return 0;
     choose_group_count(scheduler);
     struct share share = share_of(scheduler);
     const struct cost_terms *terms = &scheduler->cost.slowest;
@@ -440,7 +184,7 @@ static uint32_t choose_decode(struct scheduler *scheduler) {
     bool has_skipped = false;
     double cost = 0;
     struct sequence *sequence;
-    TAILQ_FOREACH(sequence, &scheduler->decoding, link) {
+    TAILQ_FOREACH(sequence, &scheduler->queue.decoding, link) {
         if (count == count_max || is_full(&share, count, cost)) return count;
         if (!can_decode(scheduler, sequence)) continue;
         double row_cost = terms->row + terms->attended * (double)sequence->counted_count;
@@ -454,8 +198,8 @@ static uint32_t choose_decode(struct scheduler *scheduler) {
     }
     // The others are in flight. A few rows alone are not worth a microbatch: they join those that
     // come next.
-    bool is_few = count < scheduler->decode_load.row_count && cost < share.cost / 2;
-    return is_few && !has_skipped && scheduler->prompts.count == 0 ? 0 : count;
+    bool is_few = count < scheduler->queue.decode_load.row_count && cost < share.cost / 2;
+    return is_few && !has_skipped && scheduler->queue.prompts.count == 0 ? 0 : count;
 }
 
 static void pick_decode(struct scheduler *scheduler, struct making *making) {
@@ -465,8 +209,9 @@ static void pick_decode(struct scheduler *scheduler, struct making *making) {
         if (sequence->state != SEQUENCE_RUNNING) continue; // preempted just now
         uint32_t position_end = sequence->issued_count + 1;
         bool is_ahead = sequence->issued_count == sequence->token_count;
-        bool has_room = is_ahead ? sequence_take_blocks(sequence, scheduler->blocks, position_end)
-                                 : make_room(scheduler, sequence, position_end);
+        bool has_room = is_ahead
+                            ? sequence_take_blocks(sequence, scheduler->queue.blocks, position_end)
+                            : scheduler_queue_make_room(&scheduler->queue, sequence, position_end);
         if (has_room && !issue(scheduler, making, sequence, 1)) return;
     }
 }
@@ -486,7 +231,7 @@ static uint32_t chunk_rows(const struct scheduler *scheduler, const struct makin
         bool is_first = making->chunk_row_count == 0;
         if (!is_first && budget <= 0) return 0;
         row_count = scheduler_sizes_rows(&scheduler->cost, sequence->issued_count, row_count,
-                                         budget, is_first && scheduler->prompts.count == 1);
+                                         budget, is_first && scheduler->queue.prompts.count == 1);
     }
     return row_count < room ? row_count : room;
 }
@@ -494,32 +239,24 @@ static uint32_t chunk_rows(const struct scheduler *scheduler, const struct makin
 // Of what the microbatch may cost, the part that decode rows leave; a quarter at least.
 static double chunk_budget(const struct scheduler *scheduler, const struct making *making) {
     double whole =
-        scheduler_sizes_chunk(&scheduler->cost, &scheduler->prompt_load, stage_count_of(scheduler),
-                              scheduler->config.row_count_max);
+        scheduler_sizes_chunk(&scheduler->cost, &scheduler->queue.prompt_load,
+                              stage_count_of(scheduler), scheduler->config.row_count_max);
     double rest = fmax(whole - making->cost, whole / 4);
     if (scheduler->first_chunk_row_count == 0) return rest;
     double first = cost_of_rows(&scheduler->cost.slowest, 0, scheduler->first_chunk_row_count);
     return fmin(rest, first);
 }
 
-// More of its prompt may be cached by now than when it started.
-static void take_cached(struct scheduler *scheduler, struct sequence *sequence) {
-    uint32_t count = sequence_take_cached(sequence, scheduler->blocks);
-    if (count == 0) return;
-    if (sequence->run_count == 1) sequence->cached_count += count;
-    displace(scheduler, sequence);
-    place(scheduler, sequence);
-}
-
 static void pick_prompts(struct scheduler *scheduler, struct making *making) {
-    if (scheduler->prompts.count == 0) return;
-    const struct sequence_heap *heap =
-        scheduler->pick_number % 2 == 0 ? &scheduler->prompts : &scheduler->prompts_rest;
+    if (scheduler->queue.prompts.count == 0) return;
+    const struct sequence_heap *heap = scheduler->queue.pick_number % 2 == 0
+                                           ? &scheduler->queue.prompts
+                                           : &scheduler->queue.prompts_rest;
     double budget_end = making->cost + chunk_budget(scheduler, making);
     while (making->pick_count < scheduler->config.sequence_count_max) {
         struct sequence *sequence = sequence_heap_first(heap);
-        if (sequence == NULL || sequence->pick_number == scheduler->pick_number) return;
-        take_cached(scheduler, sequence);
+        if (sequence == NULL || sequence->pick_number == scheduler->queue.pick_number) return;
+        scheduler_queue_take_cached(&scheduler->queue, sequence);
         uint32_t row_count = chunk_rows(scheduler, making, sequence, budget_end - making->cost);
         if (row_count == 0 || !issue(scheduler, making, sequence, row_count)) return;
         making->chunk_row_count += row_count;
@@ -537,25 +274,25 @@ static void grow_first_chunk(struct scheduler *scheduler, const struct making *m
 
 static uint32_t pick_once(struct scheduler *scheduler, struct scheduler_pick *picks_out) {
     struct making making = {.picks = picks_out};
-    scheduler->pick_number++;
+    scheduler->queue.pick_number++;
     pick_decode(scheduler, &making);
     pick_prompts(scheduler, &making);
     if (making.chunk_row_count > 0 && scheduler->first_chunk_row_count > 0)
         grow_first_chunk(scheduler, &making);
-    scheduler->picked_count = making.pick_count;
-    if (making.pick_count == 0) scheduler->pick_number--;
+    if (making.pick_count == 0) scheduler->queue.pick_number--;
     return making.pick_count;
 }
 
 uint32_t scheduler_pick(struct scheduler *scheduler, struct scheduler_pick *picks_out) {
-    publish_picked(scheduler);
-    admit(scheduler);
+    scheduler_queue_publish(&scheduler->queue);
+    scheduler_queue_admit(&scheduler->queue);
     for (;;) {
-        uint64_t preempted_count = scheduler->preempted_count;
+        uint64_t preempted_count = scheduler->queue.preempted_count;
         uint32_t pick_count = pick_once(scheduler, picks_out);
         // A sequence that gave up its own blocks may have made room for another one. Each round
         // takes one out of the running, so this ends.
-        if (pick_count > 0 || scheduler->preempted_count == preempted_count) return pick_count;
+        if (pick_count > 0 || scheduler->queue.preempted_count == preempted_count)
+            return pick_count;
     }
 }
 
@@ -568,13 +305,13 @@ void scheduler_observe_hop(struct scheduler *scheduler, uint64_t hop_ns) {
 }
 
 uint32_t scheduler_running_count(const struct scheduler *scheduler) {
-    return scheduler->decode_load.row_count + scheduler->prompts.count;
+    return scheduler_queue_running_count(&scheduler->queue);
 }
 
 uint32_t scheduler_waiting_count(const struct scheduler *scheduler) {
-    return scheduler->waiting.count + scheduler->parked_count;
+    return scheduler_queue_waiting_count(&scheduler->queue);
 }
 
 uint64_t scheduler_preempted_count(const struct scheduler *scheduler) {
-    return scheduler->preempted_count;
+    return scheduler->queue.preempted_count;
 }
