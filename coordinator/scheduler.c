@@ -19,6 +19,9 @@ struct scheduler {
     struct sequence **candidates;   // decode rows that may go into the microbatch
 };
 
+// A group may cost so much more than its share, for sequences are not equally long.
+static const double GROUP_SLACK = 1.05;
+
 // -- life -----------------------------------------------------------------------------------------
 
 enum status scheduler_open(const struct scheduler_config *config, struct kv_blocks *blocks,
@@ -150,46 +153,32 @@ static uint32_t decode_limit(const struct scheduler *scheduler) {
     return sequences < rows ? sequences : rows;
 }
 
-// A group's share of what the rows that decode cost.
-struct share {
-    double cost;
-    double row_cost; // of the average row
-    uint32_t row_count;
-};
-
-static struct share share_of(const struct scheduler *scheduler) {
+// What the decode rows of a microbatch may cost: an even share, and as much more as it takes that
+// whole rows of average cost fit into all groups together.
+static double group_cost(const struct scheduler *scheduler) {
     const struct scheduler_decode_load *load = &scheduler->queue.decode_load;
     const struct cost_terms *terms = &scheduler->cost.slowest;
     double cost = terms->row * load->row_count + terms->attended * (double)load->attended_count;
-    uint32_t groups = scheduler->group_count;
-    return (struct share){
-        .cost = cost / groups,
-        .row_cost = cost / load->row_count,
-        .row_count = (load->row_count + groups - 1) / groups,
-    };
-}
-
-static bool is_full(const struct share *share, uint32_t row_count, double cost) {
-    return cost >= share->cost - 1e-3 * share->row_cost ||
-           (row_count >= share->row_count && cost >= 0.75 * share->cost);
+    uint32_t row_count = (load->row_count + scheduler->group_count - 1) / scheduler->group_count;
+    return cost / load->row_count * row_count;
 }
 
 // Those of which a row goes into this microbatch, least recently picked first.
 static uint32_t choose_decode(struct scheduler *scheduler) {
     if (scheduler->queue.decode_load.row_count == 0) return 0;
     choose_group_count(scheduler);
-    struct share share = share_of(scheduler);
     const struct cost_terms *terms = &scheduler->cost.slowest;
+    double cost = 0, cost_max = group_cost(scheduler);
     uint32_t count = 0, count_max = decode_limit(scheduler);
     bool has_skipped = false;
-    double cost = 0;
     struct sequence *sequence;
     TAILQ_FOREACH(sequence, &scheduler->queue.decoding, link) {
-        if (count == count_max || is_full(&share, count, cost)) return count;
+        if (count == count_max) return count;
         if (!can_decode(scheduler, sequence)) continue;
         double row_cost = terms->row + terms->attended * (double)sequence->counted_count;
-        // A row that costs much more than others leaves its place to them, and comes first later.
-        if (count > 0 && cost + row_cost > share.cost + share.row_cost) {
+        if (count > 0 && cost + row_cost > cost_max * GROUP_SLACK) {
+            if (cost * GROUP_SLACK > cost_max * 0.95) return count;
+            // It costs much more than others: they take its place, and it comes first later.
             has_skipped = true;
             continue;
         }
@@ -198,7 +187,7 @@ static uint32_t choose_decode(struct scheduler *scheduler) {
     }
     // The others are in flight. A few rows alone are not worth a microbatch: they join those that
     // come next.
-    bool is_few = count < scheduler->queue.decode_load.row_count && cost < share.cost / 2;
+    bool is_few = count < scheduler->queue.decode_load.row_count && cost < cost_max / 2;
     return is_few && !has_skipped && scheduler->queue.prompts.count == 0 ? 0 : count;
 }
 

@@ -4,15 +4,18 @@
 
 #include "base/limits.h"
 
-// Another number of groups must be better by this to be taken.
-static const double GROUPS_GAIN_MIN = 0.03;
+// Another number of groups must be better by this to be taken, and this to be taken in place of as
+// many groups as stages.
+static const double GROUPS_GAIN_MIN = 0.03, GROUPS_BASE_GAIN_MIN = 0.01;
+// The last chunk of a prompt may cost so much more than others.
+static const double CHUNK_SLACK = 0.1;
 // Rows' cost for each unit of the fixed part.
 static const double CHUNK_PER_FIXED = 9;
 enum {
     // A chunk of fewer rows is not worth its frames.
     CHUNK_ROW_COUNT_MIN = 32,
     // Chunks of more rows end where a block ends, so that all of them can be shared at once.
-    CHUNK_ALIGNED_COUNT_MIN = 128,
+    CHUNK_ALIGNED_COUNT_MIN = 256,
 };
 
 static double rows_cost(const struct cost_terms *terms, double row_count, double attended_count) {
@@ -45,6 +48,9 @@ uint32_t scheduler_sizes_groups(const struct cost *cost, const struct scheduler_
         best = count;
         best_cost = round;
     }
+    uint32_t base = stage_count < group_count_max ? stage_count : group_count_max;
+    double base_cost = round_cost(cost, load, stage_count, base);
+    if (best_cost >= base_cost * (1 - GROUPS_BASE_GAIN_MIN)) return base;
     if (group_count_now == 0 || group_count_now > group_count_max) return best;
     double now_cost = round_cost(cost, load, stage_count, group_count_now);
     return best_cost < now_cost * (1 - GROUPS_GAIN_MIN) ? best : group_count_now;
@@ -68,7 +74,7 @@ uint32_t scheduler_sizes_rows(const struct cost *cost, uint32_t issued_count,
     uint32_t row_count;
     if (is_alone && budget > 0) {
         double whole = cost_of_rows(terms, issued_count, remaining_count);
-        budget = whole / ceil(whole / budget - 1e-6);
+        budget = whole / fmax(1, ceil(whole / budget - CHUNK_SLACK));
         row_count = cost_rows_within(terms, issued_count, budget) + 1;
     } else {
         row_count = cost_rows_within(terms, issued_count, budget);

@@ -20,8 +20,9 @@ struct scheduler_prompt_load {
 //
 //   max(groups * slowest stage's time, all stages' times + stage_count * hop)
 //
-// because each stage computes every group once, and a group's next rows need its tokens. Keeps
-// group_count_now (0: none yet) unless another one is better by more than the costs are off.
+// because each stage computes every group once, and a group's next rows need its tokens. As many
+// as stages when that is about as good; else keeps group_count_now (0: none yet) unless another one
+// is better by more than the costs are off.
 uint32_t scheduler_sizes_groups(const struct cost *cost, const struct scheduler_decode_load *load,
                                 uint32_t stage_count, uint32_t group_count_max,
                                 uint32_t group_count_now);

@@ -1,57 +1,7 @@
-#include "coordinator/scheduler.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/unit/coordinator/scheduler_fixture.h"
 
 #include "base/rng.h"
 #include "coordinator/microbatch.h"
-
-enum { SEQUENCE_COUNT = 40 };
-
-struct fixture {
-    struct kv_blocks *blocks;
-    struct scheduler *scheduler;
-    struct scheduler_config config;
-    struct scheduler_pick picks[64];
-    struct sequence sequences[SEQUENCE_COUNT];
-    uint32_t sequence_count;
-};
-
-static void open_fixture(struct fixture *f, struct scheduler_config config, uint32_t block_count) {
-    memset(f, 0, sizeof(*f));
-    f->config = config;
-    assert_int_equal(kv_blocks_open(block_count, &f->blocks), STATUS_OK);
-    assert_int_equal(scheduler_open(&config, f->blocks, &f->scheduler), STATUS_OK);
-}
-
-static void close_fixture(struct fixture *f) {
-    for (uint32_t i = 0; i < f->sequence_count; i++) {
-        scheduler_remove(f->scheduler, &f->sequences[i]);
-        f->sequences[i].in_flight_count = 0;
-        sequence_fini(&f->sequences[i]);
-    }
-    assert_int_equal(kv_blocks_free_count(f->blocks), kv_blocks_total_count(f->blocks));
-    scheduler_close(f->scheduler);
-    kv_blocks_close(f->blocks);
-}
-
-static struct sequence *add(struct fixture *f, uint32_t prompt_count) {
-    uint32_t *prompt = calloc(prompt_count, sizeof(*prompt));
-    for (uint32_t i = 0; i < prompt_count; i++)
-        prompt[i] = f->sequence_count * 1000 + i;
-    struct sequence *sequence = &f->sequences[f->sequence_count++];
-    assert_int_equal(sequence_init(sequence, prompt, prompt_count), STATUS_OK);
-    sequence->sampling.repetition_penalty = 1;
-    free(prompt);
-    assert_int_equal(scheduler_add(f->scheduler, sequence), STATUS_OK);
-    return sequence;
-}
 
 static const struct scheduler_config CONFIG = {
     .running_count_max = 32,
@@ -150,7 +100,8 @@ static void scheduler_preempts_the_youngest_and_keeps_the_oldest(void **state) {
     scheduler_remove(f.scheduler, oldest);
     assert_int_equal(scheduler_pick(f.scheduler, f.picks), 1);
     assert_ptr_equal(f.picks[0].sequence, youngest);
-    assert_int_equal(f.picks[0].position_first, 0);
+    // Its first block is cached still.
+    assert_int_equal(f.picks[0].position_first, 32);
     assert_true(youngest->run_id != first_run_id && youngest->run_id != 0);
     close_fixture(&f);
 }
@@ -184,6 +135,7 @@ static void check_microbatch(struct fixture *f, struct frame *frame, uint32_t pi
         .kv_block_count = kv_blocks_total_count(f->blocks),
         .vocabulary_size = 1 << 20,
         .kind = FRAME_STEP,
+        .token_lag_max = UINT32_MAX,
     };
     struct frame_view view;
     struct error error = {{0}};
@@ -194,56 +146,118 @@ static void check_microbatch(struct fixture *f, struct frame *frame, uint32_t pi
         const struct scheduler_pick *pick = &f->picks[i];
         const struct frame_sequence *s = &view.sequences[i];
         assert_int_equal(s->sequence_id, pick->run_id);
-        assert_memory_equal(&view.tokens[s->row_first],
-                            &pick->sequence->tokens[pick->position_first],
-                            pick->row_count * sizeof(uint32_t));
+        if (!pick->is_ahead)
+            assert_memory_equal(&view.tokens[s->row_first],
+                                &pick->sequence->tokens[pick->position_first],
+                                pick->row_count * sizeof(uint32_t));
         for (uint32_t other = 0; other < i; other++)
             assert_ptr_not_equal(f->picks[other].sequence, pick->sequence);
     }
 }
 
+// A load that is drawn from a seed, with steps whose results come later.
+struct load {
+    struct fixture f;
+    uint64_t seed, draw_count;
+    struct frame *frame;
+    uint32_t wanted[SEQUENCE_COUNT]; // tokens at the end
+    uint32_t left_count;
+    // Steps in flight, oldest first.
+    struct scheduler_pick steps[6][64];
+    uint32_t pick_counts[6];
+    uint32_t step_count;
+    uint32_t ahead_count;
+};
+
+static uint32_t draw(struct load *load, uint32_t limit) {
+    return (uint32_t)(rng_uniform(load->seed, load->draw_count++) * limit);
+}
+
+static void open_load(struct load *load, uint64_t seed) {
+    *load = (struct load){.seed = seed};
+    struct scheduler_config config = CONFIG;
+    config.running_count_max = 1 + draw(load, 20);
+    config.in_flight_max = 1 + draw(load, 5);
+    config.chunk_row_count = draw(load, 65);
+    config.stage_count = draw(load, 4);
+    config.runs_ahead = draw(load, 2) == 0;
+    config.is_naive = draw(load, 8) == 0;
+    open_fixture(&load->f, config, 8 + draw(load, 20));
+    assert_int_equal(frame_open(1 << 20, &load->frame), STATUS_OK);
+    for (uint32_t i = 0; i < SEQUENCE_COUNT; i++) {
+        uint32_t prompt_count = 1 + draw(load, 120);
+        struct sequence *sequence = make(&load->f, prompt_count);
+        load->wanted[i] = prompt_count + 1 + draw(load, 100);
+        sequence->token_count_max = load->wanted[i] + draw(load, 2) * 10;
+        sequence->priority = (int32_t)draw(load, 3) - 1;
+        // Some prompts begin alike.
+        for (uint32_t p = 0; i > 0 && draw(load, 2) == 0 && p < prompt_count; p++)
+            sequence->tokens[p] = p;
+        if (i > 0 && draw(load, 4) == 0) sequence->leader = &load->f.sequences[draw(load, i)];
+        assert_int_equal(scheduler_add(load->f.scheduler, sequence), STATUS_OK);
+    }
+    load->left_count = SEQUENCE_COUNT;
+}
+
+static void finish_step(struct load *load) {
+    for (uint32_t i = 0; i < load->pick_counts[0]; i++) {
+        const struct scheduler_pick *pick = &load->steps[0][i];
+        struct sequence *sequence = pick->sequence;
+        if (!pick->is_sample || sequence->run_id != pick->run_id) continue;
+        assert_int_equal(sequence->token_count, pick->position_first + pick->row_count);
+        assert_int_equal(sequence_append(sequence, 3), STATUS_OK);
+        if (sequence->token_count < load->wanted[sequence - load->f.sequences]) continue;
+        scheduler_remove(load->f.scheduler, sequence);
+        load->left_count--;
+    }
+    memmove(load->steps[0], load->steps[1], sizeof(load->steps) - sizeof(load->steps[0]));
+    memmove(&load->pick_counts[0], &load->pick_counts[1], 5 * sizeof(uint32_t));
+    load->step_count--;
+}
+
+static bool send_step(struct load *load, uint64_t number) {
+    struct fixture *f = &load->f;
+    uint32_t pick_count = scheduler_pick(f->scheduler, f->picks);
+    if (pick_count == 0) return false;
+    check_microbatch(f, load->frame, pick_count, number);
+    for (uint32_t i = 0; i < pick_count; i++) {
+        struct sequence *sequence = f->picks[i].sequence;
+        assert_true(sequence->issued_count <= sequence->token_count + 1);
+        assert_true(sequence->issued_count < sequence->token_count_max);
+        if (f->picks[i].is_sample) sequence->sampled_step = number;
+        load->ahead_count += f->picks[i].is_ahead ? 1 : 0;
+    }
+    memcpy(load->steps[load->step_count], f->picks, sizeof(load->steps[0]));
+    load->pick_counts[load->step_count++] = pick_count;
+    return true;
+}
+
 static void scheduler_finishes_random_loads_in_few_blocks(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 200; seed++) {
-        struct fixture f;
-        struct scheduler_config config = CONFIG;
-        uint64_t draw = 0;
-#define DRAW(limit) ((uint32_t)(rng_uniform(seed, draw++) * (limit)))
-        config.running_count_max = 1 + DRAW(20);
-        config.in_flight_max = 1 + DRAW(5);
-        config.chunk_row_count = 1 + DRAW(64);
-        uint32_t block_count = 8 + DRAW(20);
-        open_fixture(&f, config, block_count);
-        struct frame *frame;
-        assert_int_equal(frame_open(1 << 20, &frame), STATUS_OK);
-        uint32_t wanted[SEQUENCE_COUNT];
-        for (uint32_t i = 0; i < SEQUENCE_COUNT; i++) {
-            uint32_t prompt_count = 1 + DRAW(120);
-            wanted[i] = prompt_count + 1 + DRAW(100);
-            add(&f, prompt_count);
-        }
-        uint32_t left_count = SEQUENCE_COUNT, reset_count = DRAW(8);
-        for (uint64_t step = 1; left_count > 0; step++) {
-            if (step > 100000) fail_msg("seed %lu does not finish", (unsigned long)seed);
-            uint32_t pick_count = scheduler_pick(f.scheduler, f.picks);
-            if (pick_count == 0) fail_msg("seed %lu: nothing to do", (unsigned long)seed);
-            check_microbatch(&f, frame, pick_count, step);
-            for (uint32_t i = 0; i < pick_count; i++) {
-                struct sequence *sequence = f.picks[i].sequence;
-                if (!f.picks[i].is_sample || sequence->run_id != f.picks[i].run_id) continue;
-                assert_int_equal(sequence_append(sequence, 3), STATUS_OK);
-                if (sequence->token_count < wanted[sequence - f.sequences]) continue;
-                scheduler_remove(f.scheduler, sequence);
-                left_count--;
-            }
-            if (reset_count == 0 || DRAW(100) != 0) continue;
-            scheduler_reset(f.scheduler);
+    uint32_t ahead_count = 0;
+    for (uint64_t seed = 1; seed <= 300; seed++) {
+        struct load load;
+        open_load(&load, seed);
+        uint32_t reset_count = draw(&load, 8);
+        uint64_t number = 1;
+        while (load.left_count > 0) {
+            if (number > 100000) fail_msg("seed %lu does not finish", (unsigned long)seed);
+            if (load.step_count < load.f.config.in_flight_max && send_step(&load, number))
+                number++;
+            else if (load.step_count == 0)
+                fail_msg("seed %lu: nothing to do", (unsigned long)seed);
+            else
+                finish_step(&load);
+            if (reset_count == 0 || draw(&load, 100) != 0) continue;
+            scheduler_reset(load.f.scheduler);
+            load.step_count = 0;
             reset_count--;
         }
-#undef DRAW
-        frame_close(frame);
-        close_fixture(&f);
+        ahead_count += load.ahead_count;
+        frame_close(load.frame);
+        close_fixture(&load.f);
     }
+    assert_true(ahead_count > 10000);
 }
 
 int main(void) {
