@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <float.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,9 @@ struct arguments {
     const char *prompt;
     const char *token_ids;
     uint64_t max_tokens;
+    uint64_t n;
+    double priority;
+    const char *cache_salt;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     uint64_t top_k;
     const char *seed;
@@ -76,6 +80,7 @@ static bool parse_arguments(int argc, char **argv, struct arguments *arguments,
         TEXT("prompt", prompt, "TEXT", "the same as the argument; - is standard input"),
         TEXT("token-ids", token_ids, "IDS", "token ids instead of text, such as 1,2,3"),
         COUNT("max-tokens", max_tokens, "make at most N tokens (default 0: until it ends)"),
+        COUNT("n", n, "make N answers of the prompt, each with a seed of its own (default 1)"),
         NUMBER("temperature", temperature, "0 to 100 (default 0: the most likely token)"),
         NUMBER("top-p", top_p, "keep the most likely tokens up to this sum, 0 to 1 (default: off)"),
         COUNT("top-k", top_k, "keep the N most likely tokens (default 0: off)"),
@@ -95,6 +100,15 @@ static bool parse_arguments(int argc, char **argv, struct arguments *arguments,
         FLAG("ignore-eos", ignore_eos, "go on after the model's own end of the text"),
         FLAG("keep-special-tokens", keep_special_tokens, "show special tokens in the text"),
         TEXT("request-id", request_id, "TEXT", "shown in the logs of the coordinator"),
+        {.name = "priority",
+         .kind = OPTION_NUMBER,
+         .target = &arguments->priority,
+         .argument = "N",
+         .help = "of requests that wait, higher ones start first (default 0)",
+         .minimum = INT32_MIN,
+         .maximum = INT32_MAX},
+        TEXT("cache-salt", cache_salt, "TEXT",
+             "share the prompt's beginning only with requests of this salt (default: none)"),
         {.name = "wait",
          .kind = OPTION_NUMBER,
          .target = &arguments->wait_seconds,
@@ -120,6 +134,10 @@ static bool parse_arguments(int argc, char **argv, struct arguments *arguments,
     bool has_prompt = arguments->prompt != NULL;
     if ((positional_count != 0) + has_prompt + (arguments->token_ids != NULL) > 1) {
         client_report("give one prompt: PROMPT, --prompt or --token-ids");
+        return false;
+    }
+    if (arguments->priority != trunc(arguments->priority)) {
+        client_report("--priority is %g, it must be a whole number", arguments->priority);
         return false;
     }
     if (positional_count != 0) arguments->prompt = argv[1];
@@ -211,6 +229,9 @@ static enum status request_init(struct request *request, const struct arguments 
     request->message.sampling = &request->sampling;
     request->message.stop = &request->stop;
     request->message.keep_special_tokens = arguments->keep_special_tokens;
+    request->message.n = (uint32_t)arguments->n;
+    request->message.priority = (int32_t)arguments->priority;
+    if (arguments->cache_salt != NULL) request->message.cache_salt = (char *)arguments->cache_salt;
     if (arguments->request_id != NULL) request->message.request_id = (char *)arguments->request_id;
     if (arguments->logprobs != LOGPROBS_OFF) {
         request->message.logprobs_presence_case =
@@ -246,10 +267,10 @@ static const char *finish_word(Stagecoach__V1__FinishReason reason) {
     }
 }
 
-static json_t *token_ids_json(const struct generation *generation) {
+static json_t *token_ids_json(const struct answer *answer) {
     json_t *ids = json_array();
-    for (size_t i = 0; i < generation->token_id_count; i++)
-        json_array_append_new(ids, json_integer(generation->token_ids[i]));
+    for (size_t i = 0; i < answer->token_id_count; i++)
+        json_array_append_new(ids, json_integer(answer->token_ids[i]));
     return ids;
 }
 
@@ -279,20 +300,43 @@ static json_t *stages_json(struct client *client) {
     return stages;
 }
 
+// Adds what one answer is. False when its text is not UTF-8: it must not be left out silently.
+static bool describe_answer(const struct answer *answer, json_t *object) {
+    json_object_set_new(object, "token_ids", token_ids_json(answer));
+    json_object_set_new(object, "finish_reason", json_string(finish_word(answer->finish_reason)));
+    if (answer->has_stop_token_id)
+        json_object_set_new(object, "stop_token_id", json_integer(answer->stop_token_id));
+    if (answer->stop_string != NULL)
+        json_object_set_new(object, "stop_string", json_string(answer->stop_string));
+    json_object_set_new(object, "seed", json_of_u64(answer->seed));
+    if (answer->logprobs != NULL) json_object_set(object, "logprobs", answer->logprobs);
+    const struct buffer *text = &answer->text;
+    return json_object_set_new(
+               object, "text",
+               json_stringn(text->size_bytes ? text->data : "", text->size_bytes)) == 0;
+}
+
+// One answer is part of the line itself, several are a list in it.
+static bool describe_answers(const struct generation *generation, json_t *line) {
+    if (generation->answer_count == 1) return describe_answer(&generation->answers[0], line);
+    json_t *answers = json_array();
+    json_object_set_new(line, "answers", answers);
+    bool is_good = true;
+    for (uint32_t i = 0; i < generation->answer_count; i++) {
+        json_t *object = json_object();
+        json_object_set_new(object, "index", json_integer(i));
+        is_good = describe_answer(&generation->answers[i], object) && is_good;
+        json_array_append_new(answers, object);
+    }
+    return is_good;
+}
+
 static int print_json(const struct generation *generation, struct client *client) {
     json_t *stages = stages_json(client);
     if (stages == NULL) return EXIT_FAILURE;
     json_t *line = json_object();
-    json_t *text = json_stringn(generation->text.size_bytes ? generation->text.data : "",
-                                generation->text.size_bytes);
-    json_object_set_new(line, "token_ids", token_ids_json(generation));
-    json_object_set_new(line, "finish_reason", json_string(finish_word(generation->finish_reason)));
-    if (generation->has_stop_token_id)
-        json_object_set_new(line, "stop_token_id", json_integer(generation->stop_token_id));
-    if (generation->stop_string != NULL)
-        json_object_set_new(line, "stop_string", json_string(generation->stop_string));
-    json_object_set_new(line, "seed", json_of_u64(generation->seed));
     json_object_set_new(line, "prompt_tokens", json_integer(generation->prompt_tokens));
+    json_object_set_new(line, "cached_tokens", json_integer(generation->cached_tokens));
     json_object_set_new(line, "completion_tokens", json_integer(generation->completion_tokens));
     json_object_set_new(line, "queue_ms", json_real(generation->queue_ms));
     json_object_set_new(line, "first_token_ms", json_real(generation->first_token_ms));
@@ -300,9 +344,7 @@ static int print_json(const struct generation *generation, struct client *client
     json_object_set_new(line, "tokens_per_second",
                         json_real(generation_tokens_per_second(generation)));
     json_object_set_new(line, "stages", stages);
-    if (generation->logprobs != NULL) json_object_set(line, "logprobs", generation->logprobs);
-    // Setting a value that is NULL fails: a text that is not UTF-8 must not be left out silently.
-    if (json_object_set_new(line, "text", text) != 0) {
+    if (!describe_answers(generation, line)) {
         json_decref(line);
         line = NULL;
     }
@@ -310,21 +352,32 @@ static int print_json(const struct generation *generation, struct client *client
 }
 
 // A model without a tokenizer answers token ids with token ids.
-static void print_token_ids(const struct generation *generation) {
-    for (size_t i = 0; i < generation->token_id_count; i++)
-        printf("%s%" PRIu32, i == 0 ? "" : " ", generation->token_ids[i]);
+static void print_token_ids(const struct answer *answer) {
+    for (size_t i = 0; i < answer->token_id_count; i++)
+        printf("%s%" PRIu32, i == 0 ? "" : " ", answer->token_ids[i]);
     putchar('\n');
 }
 
-static int print_end(const struct generation *generation, bool has_text_prompt) {
-    const struct buffer *text = &generation->text;
+// What was not written while it came.
+static void print_answer(const struct answer *answer, bool is_written, bool has_text_prompt) {
+    const struct buffer *text = &answer->text;
+    if (!is_written && text->size_bytes != 0) fwrite(text->data, 1, text->size_bytes, stdout);
     if (text->size_bytes != 0 && text->data[text->size_bytes - 1] != '\n') putchar('\n');
-    if (text->size_bytes == 0 && !has_text_prompt) print_token_ids(generation);
+    if (text->size_bytes == 0 && !has_text_prompt) print_token_ids(answer);
+}
+
+static int print_end(const struct generation *generation, bool has_text_prompt) {
+    const struct answer *first = &generation->answers[0];
+    uint32_t count = generation->answer_count;
+    for (uint32_t i = 0; i < count; i++) {
+        if (count > 1) printf("[%" PRIu32 "] ", i);
+        print_answer(&generation->answers[i], generation->stream_text, has_text_prompt);
+    }
     int exit_status = client_finish_output();
     fprintf(stderr,
             "%u tokens, %.1f tokens/s, first token after %.1f ms, ended by %s, seed %" PRIu64 "\n",
             generation->completion_tokens, generation_tokens_per_second(generation),
-            generation->first_token_ms, finish_word(generation->finish_reason), generation->seed);
+            generation->first_token_ms, finish_word(first->finish_reason), first->seed);
     return exit_status;
 }
 
@@ -337,13 +390,13 @@ static int print_result(const struct generation *generation, struct client *clie
         return EXIT_FAILURE;
     }
     bool is_unfinished = generation->is_interrupted || generation->code != RPC_OK;
-    if (is_unfinished && generation->stream_text && generation->text.size_bytes != 0) {
+    if (is_unfinished && generation->stream_text && generation->answers[0].text.size_bytes != 0) {
         putchar('\n');
         fflush(stdout);
     }
     if (generation->is_interrupted) {
-        client_report("interrupted after %zu tokens, seed %" PRIu64, generation->token_id_count,
-                      generation->seed);
+        client_report("interrupted after %zu tokens, seed %" PRIu64,
+                      generation->answers[0].token_id_count, generation->answers[0].seed);
         return CLIENT_EXIT_INTERRUPTED;
     }
     if (generation->is_out_of_memory) {
@@ -369,7 +422,9 @@ static int run_request(const struct arguments *arguments, const struct request *
     if (exit_status != EXIT_SUCCESS) goto close_client;
     exit_status = EXIT_FAILURE;
     struct generation generation;
-    if (!generation_init(&generation, !arguments->as_json)) goto close_client;
+    uint32_t answer_count = arguments->n > 1 ? (uint32_t)arguments->n : 1;
+    if (!generation_init(&generation, answer_count, !arguments->as_json && answer_count == 1))
+        goto close_client;
     if (generation_run(&generation, &client, &interrupts, &request->message))
         exit_status = print_result(&generation, &client, arguments);
     generation_fini(&generation);

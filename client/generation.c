@@ -12,9 +12,11 @@
 #include "base/limits.h"
 #include "client/message_json.h"
 
-bool generation_init(struct generation *generation, bool stream_text) {
-    *generation = (struct generation){.stream_text = stream_text};
-    buffer_init(&generation->text, SIZE_MAX / 2);
+bool generation_init(struct generation *generation, uint32_t answer_count, bool stream_text) {
+    if (answer_count > REQUEST_ANSWER_COUNT_MAX) answer_count = REQUEST_ANSWER_COUNT_MAX;
+    *generation = (struct generation){.stream_text = stream_text, .answer_count = answer_count};
+    for (uint32_t i = 0; i < answer_count; i++)
+        buffer_init(&generation->answers[i].text, SIZE_MAX / 2);
     if (wake_init(&generation->wake) == STATUS_OK) return true;
     client_report("cannot make an event descriptor: %s", strerror(errno));
     return false;
@@ -22,64 +24,65 @@ bool generation_init(struct generation *generation, bool stream_text) {
 
 void generation_fini(struct generation *generation) {
     wake_fini(&generation->wake);
-    buffer_fini(&generation->text);
-    json_decref(generation->logprobs);
-    free(generation->token_ids);
-    free(generation->stop_string);
+    for (uint32_t i = 0; i < generation->answer_count; i++) {
+        struct answer *answer = &generation->answers[i];
+        buffer_fini(&answer->text);
+        json_decref(answer->logprobs);
+        free(answer->token_ids);
+        free(answer->stop_string);
+    }
 }
 
 // -- what comes back, on the RPC thread ----------------------------------------------------------
-
-static bool keep_token_ids(struct generation *generation,
-                           const Stagecoach__V1__GenerateResponse *response) {
-    size_t count = generation->token_id_count + response->n_token_ids;
-    if (count > generation->token_id_capacity) {
-        size_t capacity = count * 2;
-        uint32_t *ids = memory_resize(generation->token_ids, capacity, sizeof(*ids));
-        if (ids == NULL) return false;
-        generation->token_ids = ids;
-        generation->token_id_capacity = capacity;
-    }
-    for (size_t i = 0; i < response->n_token_ids; i++)
-        generation->token_ids[generation->token_id_count++] = response->token_ids[i];
-    return true;
-}
-
-static bool keep_logprobs(struct generation *generation,
-                          const Stagecoach__V1__GenerateResponse *response) {
-    if (response->n_logprobs == 0) return true;
-    if (generation->logprobs == NULL) generation->logprobs = json_array();
-    for (size_t i = 0; i < response->n_logprobs; i++)
-        if (json_array_append_new(generation->logprobs,
-                                  message_json(&response->logprobs[i]->base)) != 0)
-            return false;
-    return true;
-}
 
 static void keep_usage(struct generation *generation, const Stagecoach__V1__Usage *usage) {
     if (usage == NULL) return;
     generation->has_usage = true;
     generation->prompt_tokens = usage->prompt_tokens;
+    generation->cached_tokens = usage->cached_tokens;
     generation->completion_tokens = usage->completion_tokens;
     generation->queue_ms = usage->queue_ms;
     generation->first_token_ms = usage->first_token_ms;
     generation->total_ms = usage->total_ms;
 }
 
-static bool keep_end(struct generation *generation,
-                     const Stagecoach__V1__GenerateResponse *response) {
-    generation->finish_reason = response->finish_reason;
-    generation->seed = response->seed;
-    keep_usage(generation, response->usage);
+static bool keep_token_ids(struct answer *answer,
+                           const Stagecoach__V1__GenerateResponse *response) {
+    size_t count = answer->token_id_count + response->n_token_ids;
+    if (count > answer->token_id_capacity) {
+        size_t capacity = count * 2;
+        uint32_t *ids = memory_resize(answer->token_ids, capacity, sizeof(*ids));
+        if (ids == NULL) return false;
+        answer->token_ids = ids;
+        answer->token_id_capacity = capacity;
+    }
+    for (size_t i = 0; i < response->n_token_ids; i++)
+        answer->token_ids[answer->token_id_count++] = response->token_ids[i];
+    return true;
+}
+
+static bool keep_logprobs(struct answer *answer, const Stagecoach__V1__GenerateResponse *response) {
+    if (response->n_logprobs == 0) return true;
+    if (answer->logprobs == NULL) answer->logprobs = json_array();
+    for (size_t i = 0; i < response->n_logprobs; i++)
+        if (json_array_append_new(answer->logprobs, message_json(&response->logprobs[i]->base)) !=
+            0)
+            return false;
+    return true;
+}
+
+static bool keep_end(struct answer *answer, const Stagecoach__V1__GenerateResponse *response) {
+    answer->finish_reason = response->finish_reason;
+    answer->seed = response->seed;
     switch (response->stop_cause_case) {
     case STAGECOACH__V1__GENERATE_RESPONSE__STOP_CAUSE_STOP_TOKEN_ID:
-        generation->has_stop_token_id = true;
-        generation->stop_token_id = response->stop_token_id;
+        answer->has_stop_token_id = true;
+        answer->stop_token_id = response->stop_token_id;
         return true;
     case STAGECOACH__V1__GENERATE_RESPONSE__STOP_CAUSE_STOP_STRING:
-        free(generation->stop_string);
-        generation->stop_string = strdup(response->stop_string);
-        return generation->stop_string != NULL;
+        free(answer->stop_string);
+        answer->stop_string = strdup(response->stop_string);
+        return answer->stop_string != NULL;
     default:
         return true;
     }
@@ -97,9 +100,12 @@ static void on_message(struct rpc_call *call, void *ctx, const ProtobufCMessage 
     struct generation *generation = ctx;
     const Stagecoach__V1__GenerateResponse *response =
         (const Stagecoach__V1__GenerateResponse *)message;
-    if (!keep_token_ids(generation, response) || !keep_logprobs(generation, response) ||
-        !keep_end(generation, response) ||
-        buffer_append(&generation->text, response->text, strlen(response->text)) != STATUS_OK) {
+    if (response->index >= generation->answer_count) return; // not asked for
+    struct answer *answer = &generation->answers[response->index];
+    keep_usage(generation, response->usage);
+    if (!keep_token_ids(answer, response) || !keep_logprobs(answer, response) ||
+        !keep_end(answer, response) ||
+        buffer_append(&answer->text, response->text, strlen(response->text)) != STATUS_OK) {
         generation->is_out_of_memory = true;
         rpc_call_cancel(call);
         return;

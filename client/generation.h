@@ -7,29 +7,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/limits.h"
 #include "base/memory.h"
 #include "base/wake.h"
 #include "client/client.h"
 #include "stagecoach/v1/inference.pb-c.h"
 
-// The RPC thread writes it until the call is over, then the main thread reads it.
-struct generation {
-    bool stream_text; // write text to standard output as it comes
-
+struct answer {
     struct buffer text;
     uint32_t *token_ids;
     size_t token_id_count;
     size_t token_id_capacity;
     json_t *logprobs; // array, one entry a token; NULL when none came
     Stagecoach__V1__FinishReason finish_reason;
-    bool has_usage;
-    uint32_t prompt_tokens;
-    uint32_t completion_tokens;
-    double queue_ms, first_token_ms, total_ms;
     uint64_t seed;
     char *stop_string; // NULL when none ended it
     bool has_stop_token_id;
     uint32_t stop_token_id;
+};
+
+// The RPC thread writes it until the call is over, then the main thread reads it.
+struct generation {
+    bool stream_text; // write the text of the first answer to standard output as it comes
+
+    struct answer answers[REQUEST_ANSWER_COUNT_MAX];
+    uint32_t answer_count;
+    bool has_usage;
+    uint32_t prompt_tokens, cached_tokens;
+    uint32_t completion_tokens;
+    double queue_ms, first_token_ms, total_ms;
 
     enum rpc_code code; // how the call ended
     char sentence[512];
@@ -42,7 +48,9 @@ struct generation {
     atomic_bool is_over;
 };
 
-MUST_USE bool generation_init(struct generation *generation, bool stream_text);
+// As many answers as the request asks for, though no more than any may.
+MUST_USE bool generation_init(struct generation *generation, uint32_t answer_count,
+                              bool stream_text);
 void generation_fini(struct generation *generation);
 
 // Runs the call to its end; `interrupts`, which are blocked, cancel it. What came is in

@@ -111,7 +111,8 @@ class ClientTest(unittest.TestCase):
                     "1.5", "--presence-penalty", "-1", "--frequency-penalty", "-2", "--seed",
                     str(2**64 - 1), "--logit-bias", "5=-1.5,6=2", "--logprobs", "0", "--stop", "a",
                     "--stop", "b", "--stop-token-ids", "8,9", "--ignore-eos",
-                    "--keep-special-tokens", "--request-id", "r1")
+                    "--keep-special-tokens", "--request-id", "r1", "--n", "3", "--priority", "-7",
+                    "--cache-salt", "mine")
         expected = inference_pb2.GenerateRequest(
             token_ids={"ids": [1, 2, 3]},
             sampling={"temperature": 0.5, "top_p": 0.75, "top_k": 4, "min_p": 0.25,
@@ -120,7 +121,8 @@ class ClientTest(unittest.TestCase):
                                                         {"token_id": 6, "bias": 2}]},
             stop={"max_tokens": 7, "strings": ["a", "b"], "token_ids": [8, 9],
                   "ignore_eos": True},
-            logprobs=0, keep_special_tokens=True, request_id="r1")
+            logprobs=0, keep_special_tokens=True, request_id="r1", n=3, priority=-7,
+            cache_salt="mine")
         self.assertEqual(self.coordinator.request, expected)
 
     def test_prompt_comes_from_option_argument_or_standard_input(self):
@@ -137,7 +139,8 @@ class ClientTest(unittest.TestCase):
                           ("--seed", "-1"), ("--seed", str(2**64)), ("--token-ids", "1,a"),
                           ("--token-ids", str(2**32)), ("--logit-bias", "1=x"),
                           ("--logit-bias", "1"), ("--stop-token-ids", "1;2"),
-                          ("--stop", "x") * 65]:
+                          ("--stop", "x") * 65, ("--priority", "1.5"),
+                          ("--priority", str(2**31)), ("--n", "-1")]:
             result = self.client("generate", *arguments)
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn(arguments[0], result.stderr)

@@ -4,6 +4,7 @@ stays flat, and others go on."""
 import asyncio
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import unittest
 import grpc
 
 import http2
-from harness import (BIN, PATIENCE, PROMPT, Pipeline, expect_code, inference_pb2,
+from harness import (BIN, PATIENCE, PROMPT, Pipeline, expect_code, inference_pb2, run,
                      wait_until)
 
 GENERATE = "/stagecoach.v1.Inference/Generate"
@@ -224,18 +225,21 @@ class OverloadTest(unittest.TestCase):
 
     def test_deadline_in_the_past_never_reaches_the_pipeline(self):
         steps = self.pipeline.pipeline().step_count
+        self.ask_late("0n", "0u", "0m", "0S")
+        self.assertEqual(self.pipeline.pipeline().step_count, steps)
+
+    def test_deadline_of_no_time_at_all_is_answered(self):
+        self.ask_late("1n", "1u", "1m", "2m")  # gRPC rounds up to milliseconds
+
+    def ask_late(self, *timeouts):
         connection = http2.Connection(self.pipeline.address, 65535)
         streams = {connection.call(GENERATE, self.request(), grpc_timeout=timeout)
-                   for timeout in ("1n", "0n", "0S", "1u") for _ in range(25)}
+                   for timeout in timeouts for _ in range(25)}
         # gRPC may reset the stream of a call that is cut by its deadline.
-        ended = set()
-        for kind, stream, _ in connection.frames(0.5):
-            self.assertNotEqual(kind, http2.DATA)
-            if kind in (http2.HEADERS, http2.RST_STREAM):
-                ended.add(stream)
+        ended = {stream for kind, stream, _ in connection.frames(0.5)
+                 if kind in (http2.HEADERS, http2.RST_STREAM)}
         connection.close()
         self.assertEqual(ended, streams)
-        self.assertEqual(self.pipeline.pipeline().step_count, steps)
 
     def test_deadline_of_one_that_waits_ends_it(self):
         stop = {"max_tokens": 400, "ignore_eos": True}
@@ -289,6 +293,50 @@ class OverloadTest(unittest.TestCase):
             completion = self.pipeline.generate(PROMPT, max_tokens=12, n=n)
             self.assertEqual(completion.token_ids, expected.token_ids)
             self.assertEqual({m.index for m in completion.messages}, {0})
+
+    def test_answers_share_the_blocks_of_their_prompt(self):
+        prompt = [11 + i % 90 for i in range(450)]  # 14 blocks of 32 and a part
+        stream = self.pipeline.stream(prompt, n=RUNNING_MAX,
+                                      stop={"max_tokens": 60, "ignore_eos": True},
+                                      sampling={"temperature": 1, "seed": 1}, cache_salt="share")
+        used, running = 0, 0
+        for position, _ in enumerate(stream):
+            if position % 16 == 0:
+                pipeline = self.pipeline.pipeline()
+                used = max(used, pipeline.kv_block_used_count)
+                running = max(running, pipeline.request_running_count)
+        self.assertEqual(running, RUNNING_MAX)
+        self.assertLessEqual(used, 14 + RUNNING_MAX * 2)  # 256 if each had its own
+
+    def test_client_shows_all_answers(self):
+        arguments = [BIN / "stagecoach", "generate", "--coordinator", self.pipeline.address, "--n",
+                     "3", "--temperature", "1.5", "--seed", "5", "--max-tokens", "12", "The"]
+        result = json.loads(run(*arguments, "--json").stdout)
+        self.assertEqual([a["index"] for a in result["answers"]], [0, 1, 2])
+        self.assertEqual([int(a["seed"]) for a in result["answers"]],
+                         [(5 + i * SEED_STEP) % 2**64 for i in range(3)])
+        self.assertEqual(sum(len(a["token_ids"]) for a in result["answers"]),
+                         result["completion_tokens"])
+        text = run(*arguments).stdout
+        self.assertEqual(text, "".join(
+            f"[{a['index']}] {a['text']}" + ("" if a["text"].endswith("\n") else "\n")
+            for a in result["answers"]))
+
+    # -- priority
+
+    def test_higher_priority_starts_first(self):
+        stop = {"max_tokens": 200, "ignore_eos": True}
+        blockers = [self.pipeline.stream("The", stop=stop) for _ in range(RUNNING_MAX)]
+        for call in blockers:
+            next(call)
+        low = [self.pipeline.stream("The", stop=stop, priority=-1) for _ in range(RUNNING_MAX)]
+        wait_until(lambda: self.pipeline.pipeline().request_waiting_count >= RUNNING_MAX, 10,
+                   "the others wait")
+        high = self.pipeline.generate("The", max_tokens=1, priority=1)
+        self.assertEqual(len(high.token_ids), 1)
+        self.assertEqual([call for call in low if call.done()], [])
+        for call in blockers + low:
+            call.cancel()
 
     # -- prefix cache
 
