@@ -111,7 +111,8 @@ class OverloadTest(unittest.TestCase):
     def is_idle(self):
         pipeline = self.pipeline.pipeline()
         return (pipeline.request_running_count == 0 and pipeline.request_waiting_count == 0 and
-                pipeline.kv_block_used_count == 0)
+                pipeline.kv_block_used_count == 0 and
+                pipeline.microbatch_in_flight_count == 0)
 
     def coordinator_bytes(self, field="VmRSS"):
         return memory_bytes(self.pipeline.coordinator.pid, field)
