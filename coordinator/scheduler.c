@@ -163,6 +163,24 @@ static double group_cost(const struct scheduler *scheduler) {
     return cost / load->row_count * row_count;
 }
 
+// Whether rows of `count` sequences, which are all that can go, wait for others to join them: a few
+// rows are not worth a microbatch, nor are more microbatches than groups. The others are in flight,
+// so they come.
+static bool should_wait(const struct scheduler *scheduler, uint32_t count, bool is_few) {
+    if (count == scheduler->queue.decode_load.row_count || scheduler->queue.prompts.count > 0)
+        return false;
+    if (is_few || scheduler->config.runs_ahead) return is_few; // rows ahead keep their turns anyway
+    uint32_t in_flight_count = 0;
+    uint64_t number = 0;
+    const struct sequence *sequence;
+    TAILQ_FOREACH(sequence, &scheduler->queue.decoding, link) {
+        if (can_decode(scheduler, sequence) || sequence->pick_number == number) continue;
+        number = sequence->pick_number;
+        in_flight_count++;
+    }
+    return in_flight_count >= scheduler->group_count;
+}
+
 // Those of which a row goes into this microbatch, least recently picked first.
 static uint32_t choose_decode(struct scheduler *scheduler) {
     if (scheduler->queue.decode_load.row_count == 0) return 0;
@@ -185,10 +203,7 @@ static uint32_t choose_decode(struct scheduler *scheduler) {
         cost += row_cost;
         scheduler->candidates[count++] = sequence;
     }
-    // The others are in flight. A few rows alone are not worth a microbatch: they join those that
-    // come next.
-    bool is_few = count < scheduler->queue.decode_load.row_count && cost < cost_max / 2;
-    return is_few && !has_skipped && scheduler->queue.prompts.count == 0 ? 0 : count;
+    return !has_skipped && should_wait(scheduler, count, cost < cost_max / 2) ? 0 : count;
 }
 
 static void pick_decode(struct scheduler *scheduler, struct making *making) {

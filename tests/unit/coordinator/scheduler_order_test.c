@@ -120,6 +120,39 @@ static void groups_are_even_again_when_sequences_end(void **state) {
     close_fixture(&f);
 }
 
+// Without rows ahead: three microbatches are in flight and two are enough, so they become two.
+static void small_groups_join(void **state) {
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, CONFIG, 100);
+    uint32_t first[3] = {6, 5, 5}, in_flight_count = 0;
+    struct scheduler_pick steps[3][32];
+    uint32_t counts[3] = {0};
+    for (; in_flight_count < 3; in_flight_count++) {
+        for (uint32_t i = 0; i < first[in_flight_count]; i++)
+            add(&f, 1);
+        counts[in_flight_count] = scheduler_pick(f.scheduler, f.picks);
+        memcpy(steps[in_flight_count], f.picks, sizeof(steps[0]));
+    }
+    for (uint32_t round = 0; round < 20; round++) {
+        assert_true(in_flight_count > 0);
+        for (uint32_t i = 0; i < counts[0]; i++)
+            assert_int_equal(sequence_append(steps[0][i].sequence, 1), STATUS_OK);
+        memmove(steps[0], steps[1], 2 * sizeof(steps[0]));
+        memmove(&counts[0], &counts[1], 2 * sizeof(counts[0]));
+        in_flight_count--;
+        while (in_flight_count < 3) {
+            uint32_t count = scheduler_pick(f.scheduler, f.picks);
+            if (count == 0) break;
+            counts[in_flight_count] = count;
+            memcpy(steps[in_flight_count++], f.picks, sizeof(steps[0]));
+            if (round > 3) assert_int_equal(count, 8);
+        }
+    }
+    assert_int_equal(in_flight_count, 2);
+    close_fixture(&f);
+}
+
 static void a_costly_sequence_has_a_microbatch_for_itself(void **state) {
     (void)state;
     struct fixture f;
@@ -395,6 +428,7 @@ int main(void) {
         cmocka_unit_test(a_row_ahead_preempts_nobody),
         cmocka_unit_test(groups_take_turns),
         cmocka_unit_test(groups_are_even_again_when_sequences_end),
+        cmocka_unit_test(small_groups_join),
         cmocka_unit_test(a_costly_sequence_has_a_microbatch_for_itself),
         cmocka_unit_test(higher_priorities_start_first),
         cmocka_unit_test(the_lowest_priority_starts_in_the_end),
