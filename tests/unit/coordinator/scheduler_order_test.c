@@ -130,8 +130,9 @@ static void small_groups_join(void **state) {
     uint32_t counts[3] = {0};
     for (; in_flight_count < 3; in_flight_count++) {
         for (uint32_t i = 0; i < first[in_flight_count]; i++)
-            add(&f, 1);
+            add(&f, 3);
         counts[in_flight_count] = scheduler_pick(f.scheduler, f.picks);
+        assert_int_equal(counts[in_flight_count], first[in_flight_count]);
         memcpy(steps[in_flight_count], f.picks, sizeof(steps[0]));
     }
     for (uint32_t round = 0; round < 20; round++) {
