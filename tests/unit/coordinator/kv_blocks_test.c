@@ -151,7 +151,8 @@ static void chains_keep_their_contents(void **state) {
     (void)state;
     enum { BLOCK_COUNT = 24, CHAIN_COUNT = 6, LENGTH = 5 };
     struct kv_blocks *blocks = open_cached(BLOCK_COUNT);
-    uint32_t chains[CHAIN_COUNT][LENGTH], lengths[CHAIN_COUNT] = {0}, roots[CHAIN_COUNT] = {0};
+    uint32_t chains[CHAIN_COUNT][LENGTH] = {{0}}, lengths[CHAIN_COUNT] = {0},
+             roots[CHAIN_COUNT] = {0};
     uint64_t hit_count = 0;
     for (uint64_t draw = 0; draw < 20000; draw += 2) {
         uint32_t c = (uint32_t)(rng_uniform(3, draw) * CHAIN_COUNT);
