@@ -148,18 +148,18 @@ class OverloadTest(unittest.TestCase):
 
     def test_refusal_says_when_to_come_back(self):
         stop = {"max_tokens": 400, "ignore_eos": True}
-        blockers = [self.pipeline.stream("The", stop=stop)
-                    for _ in range(WAITING_MAX + RUNNING_MAX)]
-        wait_until(lambda: self.pipeline.pipeline().request_waiting_count >= WAITING_MAX - 8, 10,
-                   "the queue is nearly full")
-        more = [self.pipeline.stream("The", stop=stop) for _ in range(16)]
-        wait_until(lambda: any(call.done() for call in more), 10, "one is refused")
-        refused = next(call for call in more if call.done())
+        calls = []
+
+        def find_refused():
+            calls.extend(self.pipeline.stream("The", stop=stop) for _ in range(16))
+            return next((call for call in calls if call.done() and call.code() == EXHAUSTED), None)
+
+        refused = wait_until(find_refused, 10, "one is refused")
         with expect_code(self, EXHAUSTED, "too many requests wait", "try again in"):
             list(refused)
         retry_ms = int(dict(refused.trailing_metadata())[RETRY])
         self.assertTrue(100 <= retry_ms <= 30000, retry_ms)
-        for call in blockers + more:
+        for call in calls:
             call.cancel()
         # After so long there is room.
         time.sleep(min(retry_ms / 1000, 5))
