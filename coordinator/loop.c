@@ -130,8 +130,11 @@ static void count_token(struct loop *loop, struct answer *answer, uint64_t now_n
         request->first_token_ns = now_ns;
         meters_observe(loop->meters, METER_FIRST_TOKEN, now_ns - request->arrived_ns);
     }
+    const struct sequence *sequence = &answer->sequence;
     if (answer->last_token_ns != 0)
         meters_observe(loop->meters, METER_INTER_TOKEN, now_ns - answer->last_token_ns);
+    else
+        meters_count_prompt(loop->meters, sequence->prompt_count, sequence->cached_count);
     answer->last_token_ns = now_ns;
 }
 
@@ -356,7 +359,6 @@ static void on_issued(void *ctx, struct sequence *sequence) {
     if (request->issued_ns != 0) return;
     request->issued_ns = clock_now_ns(&loop->config.clock);
     meters_observe(loop->meters, METER_QUEUE, request->issued_ns - request->arrived_ns);
-    meters_count_prompt(loop->meters, sequence->prompt_count, sequence->cached_count);
 }
 
 static bool is_replayed_too_often(const struct request *request) {
