@@ -1,0 +1,19 @@
+// What cluster.c keeps, for cluster_describe.c too.
+#pragma once
+
+#include "coordinator/cluster.h"
+
+struct cluster {
+    struct cluster_config config;
+    struct cluster_outside outside;
+    enum cluster_state state;
+    uint64_t epoch;
+    uint64_t state_since_ms;
+    uint64_t retry_at_ms; // no new epoch before
+    bool links_up;        // the coordinator's own
+    uint32_t stage_id_next;
+    struct member *members[CLUSTER_MEMBER_COUNT_MAX];
+    uint32_t member_count;
+    struct member *slots[PIPELINE_STAGE_COUNT_MAX]; // who owns the layers of stage i, or NULL
+    char explanation[640];
+};
