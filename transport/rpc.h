@@ -153,7 +153,8 @@ void rpc_call_send_end(struct rpc_call *call);
 void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message);
 
 // The same for a call that may be made again after retry_ms: the client gets that as the trailing
-// metadata grpc-retry-pushback-ms, as gRPC's retries understand it (gRFC A6).
+// metadata grpc-retry-pushback-ms, as gRPC's retries understand it (gRFC A6), and as a
+// google.rpc.RetryInfo in grpc-status-details-bin.
 void rpc_call_refuse(struct rpc_call *call, enum rpc_code code, const char *message,
                      uint32_t retry_ms);
 

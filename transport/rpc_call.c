@@ -1,5 +1,3 @@
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +10,7 @@
 #include "base/log.h"
 #include "transport/rpc_internal.h"
 #include "transport/rpc_message.h"
+#include "transport/rpc_retry.h"
 
 static void on_send(void *owner, bool success);
 static void on_receive(void *owner, bool success);
@@ -180,20 +179,19 @@ static bool may_send(const struct rpc_call *call) {
     return call->first != NULL || (call->end_due && end_allowed) || call->initial_due;
 }
 
-// Fills in how the call ends; *details and *retry are to be unreffed once the batch has started.
+// Fills in how the call ends; *details and the entries of `retry`, if there are any, are to be
+// released once the batch has started.
 static void write_status(struct rpc_call *call, grpc_op *op, grpc_slice *details,
                          grpc_metadata *retry) {
+    grpc_status_code code = (grpc_status_code)call->end_code;
     *details = grpc_slice_from_copied_string(call->end_message.text);
     op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-    op->data.send_status_from_server.status = (grpc_status_code)call->end_code;
+    op->data.send_status_from_server.status = code;
     op->data.send_status_from_server.status_details = details;
     if (call->end_retry_ms == 0) return;
-    char text[16];
-    (void)snprintf(text, sizeof(text), "%" PRIu32, call->end_retry_ms);
-    retry->key = grpc_slice_from_static_string("grpc-retry-pushback-ms");
-    retry->value = grpc_slice_from_copied_string(text);
+    rpc_retry_write(code, call->end_message.text, call->end_retry_ms, retry);
     op->data.send_status_from_server.trailing_metadata = retry;
-    op->data.send_status_from_server.trailing_metadata_count = 1;
+    op->data.send_status_from_server.trailing_metadata_count = RPC_RETRY_ENTRY_COUNT;
 }
 
 // Starts the next send batch when there is something to send and none is in flight.
@@ -214,19 +212,19 @@ static void pump(struct rpc_call *call) {
         ops[op_count++].data.send_message.send_message = call->sending;
     }
     grpc_slice details = grpc_empty_slice();
-    grpc_metadata retry = {.key = grpc_empty_slice(), .value = grpc_empty_slice()};
+    grpc_metadata retry[RPC_RETRY_ENTRY_COUNT] = {0}; // empty slices: nothing to release
     if (call->first == NULL && call->end_due &&
         (!call->is_server || call->receives_many || call->read_done)) {
         call->end_sent = true;
         if (call->is_server)
-            write_status(call, &ops[op_count++], &details, &retry);
+            write_status(call, &ops[op_count++], &details, retry);
         else
             ops[op_count++].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
     }
     call->send_busy = true;
     start_batch(call, &call->send_tag, ops, op_count);
     grpc_slice_unref(details);
-    grpc_slice_unref(retry.value);
+    rpc_retry_release(retry);
 }
 
 void rpc_call_start(struct rpc_call *call) {

@@ -14,6 +14,8 @@ import time
 import unittest
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 import http2
 from harness import (BIN, PATIENCE, PROMPT, Pipeline, expect_code, inference_pb2, run,
@@ -146,6 +148,15 @@ class OverloadTest(unittest.TestCase):
             self.assertLess(peaks[1], peaks[0] + 16e6)  # nothing of it stayed
         self.assertEqual(self.pipeline.generate(max_tokens=4).token_ids, expected)
 
+    def check_retry_info(self, call, retry_ms):
+        """What programs read that know google.rpc.RetryInfo."""
+        status = rpc_status.from_call(call)  # checks code and message against the call's
+        self.assertEqual(status.code, EXHAUSTED.value[0])
+        self.assertEqual(len(status.details), 1)
+        info = error_details_pb2.RetryInfo()
+        self.assertTrue(status.details[0].Unpack(info))
+        self.assertEqual(info.retry_delay.ToMilliseconds(), retry_ms)
+
     def test_refusal_says_when_to_come_back(self):
         stop = {"max_tokens": 400, "ignore_eos": True}
         calls = []
@@ -159,6 +170,7 @@ class OverloadTest(unittest.TestCase):
             list(refused)
         retry_ms = int(dict(refused.trailing_metadata())[RETRY])
         self.assertTrue(100 <= retry_ms <= 30000, retry_ms)
+        self.check_retry_info(refused, retry_ms)
         for call in calls:
             call.cancel()
         # After so long there is room.
