@@ -82,7 +82,6 @@ static void forget_frames(struct world *world, struct service *service) {
     while ((parcel = parcels_take(&service->in)) != NULL)
         parcel_give(world, parcel);
     service->in_wire = NULL;
-    service_forget_results(world, service);
 }
 
 static void close_links(struct world *world, struct service *service) {
@@ -144,12 +143,21 @@ static void void_cells(struct world *world, struct service *service) {
     memset(service->cells, 0xee, count * sizeof(*service->cells));
 }
 
+static void renew_feedback(struct world *world, struct service *service) {
+    feedback_close(service->feedback);
+    service->feedback = NULL;
+    if (!takes_tokens(service)) return;
+    enum status status = feedback_open(world->limits.sequence_count_max, &service->feedback);
+    CHECK(status == STATUS_OK);
+}
+
 static void load(struct world *world, struct service *service, const struct order *order) {
     close_links(world, service);
     service->is_loaded = false;
     service->epoch = order->epoch;
     service->assignment = *order;
-    service->step_last = service->result_last = 0;
+    service->step_last = 0;
+    renew_feedback(world, service);
     service->step_count = service->row_count = 0;
     uint64_t load_ns = 1000;
     if (!keeps_layers(service, order)) {
@@ -210,7 +218,7 @@ static void refuse(struct world *world, struct service *service, bool is_damaged
 static void keep_result(struct world *world, struct service *service, struct parcel *parcel) {
     struct error error;
     bool is_damaged = parcel->is_damaged;
-    if (!service_keep_result(world, service, parcel, &error))
+    if (service_keep_result(world, service, parcel, &error) != STATUS_OK)
         refuse(world, service, is_damaged, error.text);
 }
 
@@ -427,6 +435,8 @@ static void forget_all(struct world *world, struct service *service) {
     service->out_count = 0;
     service->order_count = 0;
     service->is_busy = service->is_loaded = false;
+    feedback_close(service->feedback);
+    service->feedback = NULL;
     free(service->cells);
     service->cells = NULL;
     service->kept_count = 0;

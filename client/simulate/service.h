@@ -1,9 +1,10 @@
 // service: a simulated stage service: what stage/control and stage/worker do, with a toy for a
-// model and a virtual clock.
+// model and a virtual clock. Tokens come back through the stage's own stage/feedback.
 #pragma once
 
 #include "client/simulate/stream.h"
 #include "client/simulate/wire.h"
+#include "stage/feedback.h"
 
 enum { SERVICE_ORDER_COUNT_MAX = 64 };
 
@@ -15,14 +16,6 @@ struct order {
     uint32_t token_lag_max;
     char address[32];          // ORDER_START: of the next one
     char feedback_address[32]; // ORDER_START: of stage 0, for the last of several
-};
-
-// A RESULT that came back to stage 0.
-struct service_result {
-    uint64_t step;
-    struct parcel *parcel; // that the samples lie in
-    const struct frame_sample *samples;
-    uint32_t sample_count;
 };
 
 struct service {
@@ -54,8 +47,7 @@ struct service {
     uint32_t out_count;   // handed to the dock, not sent yet
     uint32_t copy_count;  // the same of RESULTs for stage 0
     uint64_t step_last;
-    struct service_result results[LINK_CREDIT_COUNT_MAX]; // by step
-    uint64_t result_last;                                 // step of the last one
+    struct feedback *feedback; // NULL: no tokens come back to this stage
     uint64_t busy_since_ns, busy_ns, step_count, row_count;
 };
 
@@ -89,10 +81,9 @@ MUST_USE enum status service_step(struct world *world, struct service *service, 
                                   struct error *error);
 // Stage 0 has the tokens that this frame waits for, or the frame is wrong.
 bool service_has_tokens(const struct service *service, const struct parcel *in);
-// A RESULT came to stage 0: taken. False: it is wrong.
-MUST_USE bool service_keep_result(struct world *world, struct service *service,
-                                  struct parcel *parcel, struct error *error);
-void service_forget_results(struct world *world, struct service *service);
+// A RESULT came to stage 0: taken. An error: it is wrong.
+MUST_USE enum status service_keep_result(struct world *world, struct service *service,
+                                         struct parcel *parcel, struct error *error);
 
 // Computing until now, the step in hand included.
 uint64_t service_busy_ns(const struct world *world, const struct service *service);

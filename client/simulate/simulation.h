@@ -68,9 +68,9 @@ struct simulation_report {
     uint64_t prompt_token_count, token_count, cached_token_count;
     uint64_t wasted_row_count; // computed for sequences that had ended
     uint32_t fault_count, epoch_count;
-    uint64_t replay_count, preempted_count, stale_frame_count;
-    uint64_t first_sent_ns;  // when the first microbatch was sent
-    uint64_t first_token_ns; // when the last request had its first token
+    uint64_t replay_count, stale_frame_count; // replays of preempted sequences too
+    uint64_t first_sent_ns;                   // when the first microbatch was sent
+    uint64_t first_token_ns;                  // when the last request had its first token
     // From then until the first request ended: steady decode.
     uint64_t steady_ns, steady_step_count, steady_token_count;
     uint64_t busy_ns[PIPELINE_STAGE_COUNT_MAX];        // of each stage, from start to end

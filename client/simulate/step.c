@@ -125,10 +125,6 @@ static struct parcel *write_result(struct world *world, const struct frame_view 
 
 // -- tokens that come back ------------------------------------------------------------------------
 
-static struct service_result *result_of(struct service *service, uint64_t step) {
-    return &service->results[step % LINK_CREDIT_COUNT_MAX];
-}
-
 static enum status parse_step(const struct service *service, const struct parcel *in,
                               struct frame_view *view, struct error *error) {
     struct frame_limits limits = service->world->limits;
@@ -139,61 +135,21 @@ static enum status parse_step(const struct service *service, const struct parcel
 
 bool service_has_tokens(const struct service *service, const struct parcel *in) {
     struct frame_view view;
-    if (!is_first(service) || service->assignment.token_lag_max == 0) return true;
+    if (service->feedback == NULL) return true;
     if (parse_step(service, in, &view, NULL) != STATUS_OK) return true;
-    for (uint32_t i = 0; i < view.header->sequence_count; i++) {
-        uint32_t lag = view.sequences[i].token_lag;
-        if (lag > 0 && view.header->step - lag > service->result_last) return false;
-    }
-    return true;
+    return feedback_has(service->feedback, &view);
 }
 
-bool service_keep_result(struct world *world, struct service *service, struct parcel *parcel,
-                         struct error *error) {
-    struct service_result result = {.parcel = parcel};
+enum status service_keep_result(struct world *world, struct service *service, struct parcel *parcel,
+                                struct error *error) {
     struct frame_limits limits = world->limits;
     limits.epoch = service->epoch;
     limits.kind = FRAME_RESULT;
     struct frame_view view;
     enum status status = frame_parse(parcel->frame, &limits, &view, error);
-    if (status == STATUS_OK && view.header->step != service->result_last + 1)
-        status =
-            error_set(error, STATUS_INVALID, "result is of step %lu, step %lu is next",
-                      (unsigned long)view.header->step, (unsigned long)service->result_last + 1);
-    if (status != STATUS_OK) {
-        parcel_give(world, parcel);
-        return false;
-    }
-    result.step = service->result_last = view.header->step;
-    result.samples = view.samples;
-    result.sample_count = view.header->sample_count;
-    parcel_give(world, result_of(service, result.step)->parcel);
-    *result_of(service, result.step) = result;
-    return true;
-}
-
-void service_forget_results(struct world *world, struct service *service) {
-    for (uint32_t i = 0; i < LINK_CREDIT_COUNT_MAX; i++) {
-        parcel_give(world, service->results[i].parcel);
-        service->results[i] = (struct service_result){0};
-    }
-}
-
-static void write_tokens(struct world *world, struct service *service,
-                         const struct frame_view *view) {
-    for (uint32_t i = 0; i < view->header->sequence_count; i++) {
-        const struct frame_sequence *s = &view->sequences[i];
-        if (s->token_lag == 0) continue;
-        const struct service_result *result = result_of(service, view->header->step - s->token_lag);
-        if (result->step != view->header->step - s->token_lag ||
-            s->token_sample >= result->sample_count ||
-            result->samples[s->token_sample].sequence_id != s->sequence_id)
-            world_fail(world, "step %lu has no sample %u for run %lu",
-                       (unsigned long)(view->header->step - s->token_lag), s->token_sample,
-                       (unsigned long)s->sequence_id);
-        else
-            view->tokens[s->row_first] = result->samples[s->token_sample].token_id;
-    }
+    if (status == STATUS_OK) status = feedback_keep(service->feedback, &view, error);
+    parcel_give(world, parcel);
+    return status;
 }
 
 // -- a step ---------------------------------------------------------------------------------------
@@ -208,7 +164,10 @@ enum status service_step(struct world *world, struct service *service, struct pa
         world_fail(world, "stage '%s' got step %lu after step %lu", service->name,
                    (unsigned long)view.header->step, (unsigned long)service->step_last);
     service->step_last = view.header->step;
-    if (is_first(service)) write_tokens(world, service, &view);
+    if (service->feedback != NULL) {
+        status = feedback_write(service->feedback, &view, error);
+        if (status != STATUS_OK) return status;
+    }
     struct service_cost cost = cost_of(world, service, &view);
     // The payload is ours to change: values are 64 bits a row, as two numbers of the frame's dtype.
     uint64_t *values = is_first(service) ? world->row_values : (uint64_t *)view.payload;

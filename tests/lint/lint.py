@@ -23,8 +23,9 @@ INCLUDES_ALLOWED = {
     "coordinator": {"base", "proto", "transport", "coordinator"},
     "client": {"base", "proto", "transport", "client"},
 }
-# The pure parts of the coordinator that the client may use.
-CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coordinator/plan.h"}
+# The pure parts of the services that the client's simulations run.
+CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coordinator/plan.h",
+                           "stage/feedback.h"}
 
 # Headers of others, and the only files that may include them.
 VENDOR_HOMES = [
