@@ -172,6 +172,12 @@ class Pipeline:
     def pipeline(self):
         return self.admin.GetPipeline(admin_pb2.GetPipelineRequest(), timeout=10 * PATIENCE)
 
+    def is_idle(self):
+        """Nothing is computed or kept for any request."""
+        pipeline = self.pipeline()
+        return (pipeline.request_running_count == 0 and pipeline.request_waiting_count == 0 and
+                pipeline.kv_block_used_count == 0 and pipeline.microbatch_in_flight_count == 0)
+
     def check_running(self):
         """Every process must still be there; once one is gone, further tests say only that."""
         gone = [p.name for p in self.processes() if not p.is_running()]

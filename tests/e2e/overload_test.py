@@ -108,13 +108,7 @@ class OverloadTest(unittest.TestCase):
 
     def tearDown(self):
         self.pipeline.check_running()
-        wait_until(self.is_idle, 10, "all requests and KV blocks are free again")
-
-    def is_idle(self):
-        pipeline = self.pipeline.pipeline()
-        return (pipeline.request_running_count == 0 and pipeline.request_waiting_count == 0 and
-                pipeline.kv_block_used_count == 0 and
-                pipeline.microbatch_in_flight_count == 0)
+        wait_until(self.pipeline.is_idle, 10, "all requests and KV blocks are free again")
 
     def coordinator_bytes(self, field="VmRSS"):
         return memory_bytes(self.pipeline.coordinator.pid, field)
@@ -194,7 +188,7 @@ class OverloadTest(unittest.TestCase):
             wait_until(lambda: self.pipeline.pipeline().request_running_count > 0, 10, "they run")
             self.assertEqual(self.pipeline.generate("The", stop=stop).token_ids, expected)
             # What they do not read is kept for a while, and costs what its tokens cost.
-            wait_until(self.is_idle, 20, "all are computed")
+            wait_until(self.pipeline.is_idle, 20, "all are computed")
             peak = self.coordinator_bytes("VmHWM")
             print(f"32 unread answers: {(peak - before) / 1e6:.1f} MB")
             if not SANITIZED:
@@ -215,7 +209,7 @@ class OverloadTest(unittest.TestCase):
             next(calls[1])
             for call in calls[1::2]:
                 call.cancel()
-        wait_until(self.is_idle, 5, "nothing of them is left")
+        wait_until(self.pipeline.is_idle, 5, "nothing of them is left")
         self.assertEqual(self.pipeline.pipeline().request_done_count, done)
 
     def test_client_that_is_killed_frees_its_blocks(self):
@@ -226,7 +220,7 @@ class OverloadTest(unittest.TestCase):
             self.assertNotEqual(os.read(client.stdout.fileno(), 1), b"")  # it is running
             client.kill()
             begin = time.monotonic()
-            wait_until(self.is_idle, 2, "its blocks are free")
+            wait_until(self.pipeline.is_idle, 2, "its blocks are free")
             seconds = time.monotonic() - begin
         finally:
             client.kill()

@@ -44,12 +44,7 @@ class RequestsTest(unittest.TestCase):
     def tearDown(self):
         self.pipeline.check_running()
         # Whatever a test did, nothing of it stays.
-        wait_until(self.is_idle, 10, "all requests and KV blocks are free again")
-
-    def is_idle(self):
-        pipeline = self.pipeline.pipeline()
-        return (pipeline.request_running_count == 0 and pipeline.request_waiting_count == 0 and
-                pipeline.kv_block_used_count == 0)
+        wait_until(self.pipeline.is_idle, 10, "all requests and KV blocks are free again")
 
     def generate(self, *arguments, **fields):
         return self.pipeline.generate(*arguments, **fields)
