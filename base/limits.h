@@ -2,6 +2,14 @@
 // says what happens when it is reached.
 #pragma once
 
+// -- logs -----------------------------------------------------------------------------------------
+enum {
+    // Named values of one event; more are our bug.
+    LOG_FIELD_COUNT_MAX = 24,
+    // A longer text of one is cut.
+    LOG_FIELD_BYTES_MAX = 256,
+};
+
 // -- model files ----------------------------------------------------------------------------------
 enum {
     // Larger values in config.json are refused with the field's name.

@@ -8,7 +8,7 @@
 // Options whose value is one of a few words.
 struct words {
     const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level, *feedback,
-        *schedule, *prefix_cache;
+        *schedule, *prefix_cache, *log_format;
 };
 
 static bool refuse(const char *option, const char *text, const char *choices) {
@@ -49,6 +49,8 @@ static bool read_words(const struct words *words, struct settings *s) {
         return false;
     if (!log_level_parse(words->log_level, &s->log_level))
         return refuse("log-level", words->log_level, "error, warn, info or debug");
+    if (!log_format_parse(words->log_format, &s->log_format))
+        return refuse("log-format", words->log_format, "text or json");
     return true;
 }
 
@@ -64,8 +66,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .unread_seconds = 60,
         .drain_seconds = 30,
     };
-    struct words words = {"f32",  "bf16",   "safetensors", "checkpoint",
-                          "info", "direct", "pipelined",   "on"};
+    struct words words = {"f32",    "bf16",      "safetensors", "checkpoint", "info",
+                          "direct", "pipelined", "on",          "text"};
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
         {"model-name", OPTION_TEXT, &s.model_name, "NAME",
@@ -126,6 +128,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "after SIGTERM, how long running requests may go on (default 30)", 0, 86400},
         {"log-level", OPTION_TEXT, &words.log_level, "LEVEL",
          "error, warn, info or debug (default info)", 0, 0},
+        {"log-format", OPTION_TEXT, &words.log_format, "FORMAT",
+         "lines of the log: text, or json for one object each (default text)", 0, 0},
     };
     const struct options options = {
         .program = "stagecoach-coordinator",

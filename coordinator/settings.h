@@ -40,6 +40,7 @@ struct settings {
     enum load_format load_format;
     enum weight_format weight_format;
     enum log_level log_level;
+    enum log_format log_format;
 };
 
 MUST_USE enum options_result settings_parse(int argc, char **argv, struct settings *settings_out);

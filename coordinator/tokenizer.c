@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/utf8.h"
 #include "coordinator/detokenizer.h"
 #include "coordinator/tokenizer_parts.h"
 

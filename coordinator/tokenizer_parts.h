@@ -108,8 +108,6 @@ MUST_USE enum status bpe_word(struct bpe *bpe, const struct vocabulary *vocabula
 
 // -- Unicode --------------------------------------------------------------------------------------
 
-// The offset of the first byte that is not part of valid UTF-8; size_bytes when all is.
-size_t utf8_valid_bytes(const char *text, size_t size_bytes);
 // The code point at the start or before the end of valid UTF-8, and its size.
 int32_t utf8_first(const char *text, size_t size_bytes, size_t *size_bytes_out);
 int32_t utf8_last(const char *text, size_t size_bytes, size_t *size_bytes_out);

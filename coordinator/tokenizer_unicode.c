@@ -7,22 +7,6 @@
 
 // -- UTF-8 ----------------------------------------------------------------------------------------
 
-size_t utf8_valid_bytes(const char *text, size_t size_bytes) {
-    size_t offset = 0;
-    while (offset < size_bytes) {
-        if ((unsigned char)text[offset] < 0x80) {
-            offset++;
-            continue;
-        }
-        utf8proc_int32_t c;
-        utf8proc_ssize_t size = utf8proc_iterate((const utf8proc_uint8_t *)text + offset,
-                                                 (utf8proc_ssize_t)(size_bytes - offset), &c);
-        if (size <= 0) break;
-        offset += (size_t)size;
-    }
-    return offset;
-}
-
 int32_t utf8_first(const char *text, size_t size_bytes, size_t *size_bytes_out) {
     utf8proc_int32_t c = 0;
     utf8proc_ssize_t size =

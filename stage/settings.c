@@ -19,7 +19,7 @@ static bool cores_set(const char *text, struct settings *s) {
 
 enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
     struct settings s = {.data_listen = "127.0.0.1:0", .kernel = "auto"};
-    const char *log_level = "info", *cores = NULL;
+    const char *log_level = "info", *log_format = "text", *cores = NULL;
     const struct option_spec specs[] = {
         {"coordinator", OPTION_TEXT, &s.coordinator, "HOST:PORT",
          "the coordinator to join (required)", 0, 0},
@@ -40,6 +40,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "auto, avx512bf16, avx512, avx2, portable or reference (default auto)", 0, 0},
         {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
          0, 0},
+        {"log-format", OPTION_TEXT, &log_format, "FORMAT",
+         "lines of the log: text, or json for one object each (default text)", 0, 0},
     };
     const struct options options = {
         .program = "stagecoach-stage",
@@ -59,6 +61,11 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         fprintf(stderr,
                 "stagecoach-stage: --log-level is '%s', it must be error, warn, info or debug\n",
                 log_level);
+        return OPTIONS_EXIT_USAGE;
+    }
+    if (!log_format_parse(log_format, &s.log_format)) {
+        fprintf(stderr, "stagecoach-stage: --log-format is '%s', it must be text or json\n",
+                log_format);
         return OPTIONS_EXIT_USAGE;
     }
     if (cores != NULL && !cores_set(cores, &s)) return OPTIONS_EXIT_USAGE;

@@ -16,6 +16,7 @@ struct settings {
     uint64_t thread_count;     // 0: the default
     struct core_request cores; // where compute threads are pinned
     enum log_level log_level;
+    enum log_format log_format;
 };
 
 MUST_USE enum options_result settings_parse(int argc, char **argv, struct settings *settings_out);

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/utf8.h"
 #include "transport/rpc_wire.h"
 
 // Where the walk is: the names of the fields from the outermost message inwards.
@@ -26,30 +27,13 @@ static enum status refuse(const struct place *place, struct error *error, const 
     return STATUS_INVALID;
 }
 
-// Bytes of the well-formed UTF-8 sequence at text, 0 when it is none. The ranges are those of
-// table 3-7 of the Unicode standard: no overlong forms, no surrogates, nothing above U+10FFFF.
-static size_t utf8_sequence_bytes(const uint8_t *text, size_t size_bytes) {
-    uint8_t lead = text[0];
-    if (lead < 0x80) return 1;
-    size_t length = lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 0;
-    if (length == 0 || length > size_bytes) return 0;
-    uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (text[1] < low || text[1] > high) return 0;
-    for (size_t i = 2; i < length; i++) {
-        if ((text[i] & 0xc0) != 0x80) return 0;
-    }
-    return length;
-}
-
 static enum status check_text(const struct rpc_wire_field *text, const struct place *place,
                               struct error *error) {
-    for (size_t at = 0; at < text->size_bytes;) {
-        if (text->data[at] == '\0') return refuse(place, error, "holds a NUL character");
-        size_t length = utf8_sequence_bytes(text->data + at, text->size_bytes - at);
-        if (length == 0) return refuse(place, error, "not valid UTF-8");
-        at += length;
-    }
+    if (text->size_bytes == 0) return STATUS_OK;
+    if (memchr(text->data, '\0', text->size_bytes) != NULL)
+        return refuse(place, error, "holds a NUL character");
+    if (utf8_valid_bytes((const char *)text->data, text->size_bytes) < text->size_bytes)
+        return refuse(place, error, "not valid UTF-8");
     return STATUS_OK;
 }
 

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "capture.h"
@@ -148,6 +149,81 @@ static void log_levels_are_parsed_by_name(void **state) {
     }
 }
 
+static void log_formats_are_parsed_by_name(void **state) {
+    (void)state;
+    enum log_format format = LOG_FORMAT_TEXT;
+    assert_true(log_format_parse("json", &format));
+    assert_int_equal(format, LOG_FORMAT_JSON);
+    assert_false(log_format_parse("JSON", &format));
+    assert_false(log_format_parse("", &format));
+    assert_int_equal(format, LOG_FORMAT_JSON);
+    assert_true(log_format_parse("text", &format));
+    assert_int_equal(format, LOG_FORMAT_TEXT);
+}
+
+// What an event with odd values looks like, after the time.
+static void write_fields(enum log_format format, const char *message, char *text, size_t capacity) {
+    const struct log_field fields[] = {
+        {.key = "plain", .kind = LOG_FIELD_TEXT, .text = "r-1"},
+        {.key = "empty", .kind = LOG_FIELD_TEXT, .text = ""},
+        {.key = "odd", .kind = LOG_FIELD_TEXT, .text = "a\"b\\c=\n\xc3\xa9\xff"},
+        {.key = "tokens", .kind = LOG_FIELD_COUNT, .count = UINT64_MAX},
+        {.key = "ms", .kind = LOG_FIELD_MS, .ms = 1.5},
+    };
+    log_init("tester", LOG_INFO);
+    log_set_format(format);
+    struct capture capture = capture_begin(STDERR_FILENO);
+    log_fields(LOG_INFO, message, fields, sizeof(fields) / sizeof(fields[0]));
+    capture_end(&capture, text, capacity);
+    log_set_format(LOG_FORMAT_TEXT);
+}
+
+static void log_fields_are_pairs_in_text(void **state) {
+    (void)state;
+    char text[512];
+    write_fields(LOG_FORMAT_TEXT, "seen", text, sizeof(text));
+    assert_string_equal(text + 24, " info  tester: seen plain=r-1 empty=\"\" "
+                                   "odd=\"a\\\"b\\\\c= \xc3\xa9\xef\xbf\xbd\" "
+                                   "tokens=18446744073709551615 ms=1.500\n");
+}
+
+static void log_line_is_an_object_in_json(void **state) {
+    (void)state;
+    char text[512];
+    write_fields(LOG_FORMAT_JSON, "se\"en\t", text, sizeof(text));
+    assert_memory_equal(text, "{\"time\": \"", 10);
+    assert_string_equal(text + 34,
+                        "\", \"level\": \"info\", \"process\": \"tester\", "
+                        "\"message\": \"se\\\"en \", \"plain\": \"r-1\", \"empty\": \"\", "
+                        "\"odd\": \"a\\\"b\\\\c= \xc3\xa9\xef\xbf\xbd\", "
+                        "\"tokens\": 18446744073709551615, \"ms\": 1.500}\n");
+}
+
+static void log_cuts_long_fields_and_messages_of_worst_bytes(void **state) {
+    (void)state;
+    char worst[4096];
+    memset(worst, 0xff, sizeof(worst) - 1);
+    worst[sizeof(worst) - 1] = '\0';
+    struct log_field fields[LOG_FIELD_COUNT_MAX];
+    for (int i = 0; i < LOG_FIELD_COUNT_MAX; i++)
+        fields[i] = (struct log_field){.key = "abcdefghijklmnopqrstuvwxyzabcdef", .text = worst};
+    static char text[64 << 10];
+    for (int format = LOG_FORMAT_TEXT; format <= LOG_FORMAT_JSON; format++) {
+        log_init(worst, LOG_INFO);
+        log_set_format((enum log_format)format);
+        struct capture capture = capture_begin(STDERR_FILENO);
+        log_fields(LOG_ERROR, worst, fields, LOG_FIELD_COUNT_MAX);
+        capture_end(&capture, text, sizeof(text));
+        size_t size = strlen(text);
+        assert_true(size > LOG_FIELD_COUNT_MAX * 3 * LOG_FIELD_BYTES_MAX);
+        assert_ptr_equal(strchr(text, '\n'), text + size - 1);
+        assert_string_equal(text + size - (format == LOG_FORMAT_JSON ? 6 : 5),
+                            format == LOG_FORMAT_JSON ? "\xef\xbf\xbd\"}\n" : "\xef\xbf\xbd\"\n");
+    }
+    log_set_format(LOG_FORMAT_TEXT);
+    log_init("tester", LOG_INFO);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(status_names_are_distinct_and_lower_case),
@@ -158,6 +234,10 @@ int main(void) {
         cmocka_unit_test(log_cuts_a_long_text_and_ends_the_line),
         cmocka_unit_test(log_keeps_an_event_on_one_line),
         cmocka_unit_test(log_levels_are_parsed_by_name),
+        cmocka_unit_test(log_formats_are_parsed_by_name),
+        cmocka_unit_test(log_fields_are_pairs_in_text),
+        cmocka_unit_test(log_line_is_an_object_in_json),
+        cmocka_unit_test(log_cuts_long_fields_and_messages_of_worst_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
