@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "proto/descriptors.h"
 #include "transport/rpc_internal.h"
 
 static const char *const code_names[] = {
@@ -115,6 +116,10 @@ static struct rpc_config with_defaults(const struct rpc_config *config) {
     if (result.call_count_max == 0) result.call_count_max = RPC_CALL_COUNT_DEFAULT;
     if (result.call_count_max > INT32_MAX) result.call_count_max = INT32_MAX;
     if (result.send_count_max == 0) result.send_count_max = RPC_SEND_COUNT_DEFAULT;
+    if (result.descriptor_set == NULL) {
+        result.descriptor_set = descriptors_begin;
+        result.descriptor_set_bytes = descriptors_size_bytes();
+    }
     return result;
 }
 

@@ -2,7 +2,7 @@
 //
 // One thread per `struct rpc` runs the completion queue and every callback; callbacks must not
 // block. Sending is allowed from any thread. Messages are protobuf-c messages; which methods exist
-// comes from protobuf-c service descriptors, and which of them stream from proto/descriptors.
+// comes from protobuf-c service descriptors, and which of them stream from the descriptor set.
 //
 // A received message has been checked (transport/rpc_message.h): strings are valid UTF-8 of their
 // whole length, no repeated submessage is NULL; absent submessages are NULL, empty `bytes` may have
@@ -54,6 +54,10 @@ struct rpc_config {
     uint32_t call_count_max;  // calls in progress; more are answered RESOURCE_EXHAUSTED; 0: 4096
     // Messages waiting to be sent on one call; at the limit rpc_call_send returns false. 0: 256
     uint32_t send_count_max;
+    // An encoded google.protobuf.FileDescriptorSet with every service that is served or called;
+    // borrowed until rpc_close. NULL: proto/descriptors.
+    const uint8_t *descriptor_set;
+    size_t descriptor_set_bytes;
 };
 
 // Block signals in all threads before this. STATUS_NO_MEMORY, STATUS_IO.

@@ -6,7 +6,6 @@
 #include <grpc/support/time.h>
 
 #include "base/check.h"
-#include "proto/descriptors.h"
 #include "transport/rpc_address.h"
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
@@ -89,9 +88,11 @@ static enum status prepare(struct rpc_channel *channel, const ProtobufCServiceDe
                            uint32_t deadline_ms, struct rpc_call **call_out) {
     const ProtobufCMethodDescriptor *descriptor =
         protobuf_c_service_descriptor_get_method_by_name(service, method);
+    const struct rpc_config *config = &channel->rpc->config;
     struct rpc_streaming streaming;
-    if (descriptor == NULL || !rpc_methods_find(descriptors_begin, descriptors_size_bytes(),
-                                                service->name, method, &streaming)) {
+    if (descriptor == NULL ||
+        !rpc_methods_find(config->descriptor_set, config->descriptor_set_bytes, service->name,
+                          method, &streaming)) {
         return STATUS_NOT_FOUND;
     }
     struct rpc_call *call = rpc_call_new(channel->rpc);

@@ -6,7 +6,6 @@
 #include <grpc/support/alloc.h>
 
 #include "base/check.h"
-#include "proto/descriptors.h"
 #include "transport/rpc_address.h"
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
@@ -19,8 +18,9 @@ static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *
     const ProtobufCMethodDescriptor *descriptor =
         protobuf_c_service_descriptor_get_method_by_name(service, method->name);
     struct rpc_streaming streaming;
-    if (descriptor == NULL || !rpc_methods_find(descriptors_begin, descriptors_size_bytes(),
-                                                service->name, method->name, &streaming)) {
+    if (descriptor == NULL ||
+        !rpc_methods_find(rpc->config.descriptor_set, rpc->config.descriptor_set_bytes,
+                          service->name, method->name, &streaming)) {
         return error_set(error, STATUS_NOT_FOUND, "service %s has no method %s", service->name,
                          method->name);
     }
