@@ -166,6 +166,8 @@ enum {
     RPC_RETRY_MS = 1000,
     // Methods of all services of a server: rpc_add_service refuses more.
     RPC_METHOD_COUNT_MAX = 64,
+    // Metadata entries that one side may add to a call: adding more fails.
+    RPC_METADATA_COUNT_MAX = 32,
     // New calls that a server can be given before it asks for more; others wait in gRPC.
     RPC_ACCEPT_COUNT = 32,
     // What gRPC may hold for all connections of a server: this, and so many of the largest

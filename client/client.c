@@ -39,10 +39,11 @@ void client_close(struct client *client) {
 
 ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescriptor *service,
                               const char *method, const ProtobufCMessage *request) {
+    const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS};
     ProtobufCMessage *response;
     struct error error = {0};
     enum rpc_code code =
-        rpc_call_wait(client->channel, service, method, request, CLIENT_CALL_MS, &response, &error);
+        rpc_call_wait(client->channel, service, method, request, &options, &response, &error);
     if (code == RPC_OK) return response;
     client_report_code(client, code, error.text);
     return NULL;

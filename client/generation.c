@@ -161,7 +161,7 @@ bool generation_run(struct generation *generation, struct client *client,
     }
     struct rpc_call *call;
     enum status status = rpc_call_begin(client->channel, &stagecoach__v1__inference__descriptor,
-                                        "Generate", &handler, generation, 0, &call);
+                                        "Generate", &handler, generation, NULL, &call);
     if (status == STATUS_OK) {
         // A call that is over already says so in on_closed().
         if (rpc_call_send(call, &request->base)) rpc_call_send_end(call);

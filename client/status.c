@@ -41,9 +41,10 @@ static bool parse_arguments(int argc, char **argv, struct arguments *arguments, 
 
 static ProtobufCMessage *ask(struct client *client, enum rpc_code *code_out, struct error *error) {
     Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS};
     ProtobufCMessage *response = NULL;
     *code_out = rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
-                              &request.base, CLIENT_CALL_MS, &response, error);
+                              &request.base, &options, &response, error);
     return *code_out == RPC_OK ? response : NULL;
 }
 

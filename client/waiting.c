@@ -96,11 +96,11 @@ static enum verdict judge(const Stagecoach__V1__Pipeline *pipeline, struct progr
 
 static enum verdict ask(struct client *client, uint32_t deadline_ms, struct progress *progress) {
     Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    const struct rpc_call_options options = {.deadline_ms = deadline_ms};
     ProtobufCMessage *response;
     struct error error = {0};
-    enum rpc_code code =
-        rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
-                      &request.base, deadline_ms, &response, &error);
+    enum rpc_code code = rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor,
+                                       "GetPipeline", &request.base, &options, &response, &error);
     if (code == RPC_UNAVAILABLE || code == RPC_DEADLINE_EXCEEDED) {
         progress_add(progress, "no coordinator answers at %s yet", client->coordinator);
         progress_show(progress);

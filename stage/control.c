@@ -318,7 +318,7 @@ static void dial(struct control *control) {
     control->heard_ms = control->heartbeat_ms = now_ms;
     control->heard_sent_ns = control->heard_ns = 0;
     enum status status = rpc_call_begin(control->channel, &stagecoach__v1__control__descriptor,
-                                        "Join", &handler, control, 0, &control->call);
+                                        "Join", &handler, control, NULL, &control->call);
     if (status != STATUS_OK) {
         control->call = NULL;
         control->dial_at_ms = now_ms + STAGE_DIAL_MS_MAX;

@@ -44,6 +44,17 @@ const char *rpc_code_name(enum rpc_code code);
 // The code for a status of ours: STATUS_INVALID -> INVALID_ARGUMENT and so on.
 enum rpc_code rpc_code_of(enum status status);
 
+// One entry of a call's metadata. `key` is lower-case text and does not end in "-bin", `value` is
+// printable ASCII; a legal value has no space at either end.
+struct rpc_metadata {
+    const char *key;
+    const char *value;
+};
+
+// What rpc_call_retry_ms says when the server said nothing, or not to call again.
+#define RPC_RETRY_UNSAID UINT32_MAX
+#define RPC_RETRY_NEVER (UINT32_MAX - 1)
+
 struct rpc;      // the completion queue, its thread, a server and any number of channels
 struct rpc_call; // one call, on either side; counted references
 
@@ -118,23 +129,35 @@ MUST_USE enum status rpc_channel_open(struct rpc *rpc, const char *target,
                                       struct rpc_channel **channel_out);
 void rpc_channel_close(struct rpc_channel *channel); // calls in progress go on
 
-// Begins a call; `handler->begin` is not used. `handler` is copied. deadline_ms 0: none.
+// How a call is made. NULL in place of it: no deadline, no metadata.
+struct rpc_call_options {
+    uint32_t deadline_ms;                // 0: none
+    const struct rpc_metadata *metadata; // to send before the request; a loan until begun
+    size_t metadata_count;
+    uint32_t *retry_ms_out; // rpc_call_wait only: gets rpc_call_retry_ms in any case; NULL allowed
+};
+
+// Begins a call; `handler->begin` is not used. `handler` is copied.
 // The caller gets one reference in *call_out (rpc_call_release it). Callbacks may run before this
 // returns. Without a connection the call waits for the attempt in progress and fails with
 // RPC_UNAVAILABLE when that fails. A call to a method with a single request ends its sending with
 // the first rpc_call_send.
-// STATUS_NOT_FOUND: no such method. STATUS_EXHAUSTED: call_count_max. STATUS_UNAVAILABLE: closing.
+// STATUS_NOT_FOUND: no such method. STATUS_EXHAUSTED: call_count_max, or more than
+// RPC_METADATA_COUNT_MAX entries. STATUS_UNAVAILABLE: closing. STATUS_INVALID: an entry of the
+// metadata is not legal.
 MUST_USE enum status rpc_call_begin(struct rpc_channel *channel,
                                     const ProtobufCServiceDescriptor *service, const char *method,
                                     const struct rpc_handler *handler, void *ctx,
-                                    uint32_t deadline_ms, struct rpc_call **call_out);
+                                    const struct rpc_call_options *options,
+                                    struct rpc_call **call_out);
 
 // A unary call that waits (never on the rpc thread). On RPC_OK *response_out is a message that the
 // caller frees with protobuf_c_message_free_unpacked(message, NULL); otherwise `error` has the
 // server's sentence.
 MUST_USE enum rpc_code rpc_call_wait(struct rpc_channel *channel,
                                      const ProtobufCServiceDescriptor *service, const char *method,
-                                     const ProtobufCMessage *request, uint32_t deadline_ms,
+                                     const ProtobufCMessage *request,
+                                     const struct rpc_call_options *options,
                                      ProtobufCMessage **response_out, struct error *error);
 
 // -- calls, any thread ---------------------------------------------------------------------------
@@ -171,6 +194,24 @@ bool rpc_call_is_over(struct rpc_call *call);
 // Server: whether the call's deadline has passed. gRPC ends such a call by itself, but may give its
 // request first.
 bool rpc_call_is_late(const struct rpc_call *call);
+
+// The value of the first entry with this key among the metadata that the peer sent before its
+// messages; NULL: there is none. Text only: nothing for keys that end in "-bin". On a server valid
+// from `begin`, on a client from the first `message` on, until `closed` has returned.
+const char *rpc_call_metadata(const struct rpc_call *call, const char *key);
+// Client: the same of the metadata that came with the status. Valid in `closed`.
+const char *rpc_call_trailer(const struct rpc_call *call, const char *key);
+// Client, in `closed`: after how long the server wants the call again (grpc-retry-pushback-ms, gRFC
+// A6), RPC_RETRY_UNSAID or RPC_RETRY_NEVER.
+uint32_t rpc_call_retry_ms(const struct rpc_call *call);
+
+// Server: adds to the metadata that goes out before the first message or, if there is none, before
+// the status; and to what goes out with the status. STATUS_INVALID: an entry is not legal.
+// STATUS_EXHAUSTED: more than RPC_METADATA_COUNT_MAX. STATUS_UNAVAILABLE: too late.
+MUST_USE enum status rpc_call_add_metadata(struct rpc_call *call,
+                                           const struct rpc_metadata *entries, size_t entry_count);
+MUST_USE enum status rpc_call_add_trailers(struct rpc_call *call,
+                                           const struct rpc_metadata *entries, size_t entry_count);
 
 // The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets and on a
 // client.

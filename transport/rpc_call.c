@@ -33,6 +33,8 @@ struct rpc_call *rpc_call_new(struct rpc *rpc) {
     call->status_details = grpc_empty_slice();
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
+    grpc_metadata_array_init(&call->send_initial);
+    grpc_metadata_array_init(&call->send_trailing);
     atomic_init(&call->reference_count, 2);
     return call;
 }
@@ -47,6 +49,8 @@ void rpc_call_release(struct rpc_call *call) {
     if (before > 1) return;
     CHECK(call->grpc == NULL);
     CHECK(call->first == NULL);
+    rpc_metadata_fini(&call->send_initial);
+    rpc_metadata_fini(&call->send_trailing);
     pthread_mutex_destroy(&call->mutex);
     free(call);
 }
@@ -109,6 +113,9 @@ static void finish(struct rpc_call *call) {
     grpc_slice_unref(call->status_details);
     grpc_metadata_array_destroy(&call->initial);
     grpc_metadata_array_destroy(&call->trailing);
+    rpc_texts_free(call->metadata);
+    rpc_texts_free(call->trailers);
+    call->metadata = call->trailers = NULL;
     grpc_call_unref(grpc);
     rpc_untrack(rpc, call);
     rpc_call_release(call);
@@ -179,19 +186,21 @@ static bool may_send(const struct rpc_call *call) {
     return call->first != NULL || (call->end_due && end_allowed) || call->initial_due;
 }
 
-// Fills in how the call ends; *details and the entries of `retry`, if there are any, are to be
-// released once the batch has started.
-static void write_status(struct rpc_call *call, grpc_op *op, grpc_slice *details,
-                         grpc_metadata *retry) {
+// Fills in how the call ends; *details is to be released once the batch has started.
+static void write_status(struct rpc_call *call, grpc_op *op, grpc_slice *details) {
     grpc_status_code code = (grpc_status_code)call->end_code;
     *details = grpc_slice_from_copied_string(call->end_message.text);
     op->op = GRPC_OP_SEND_STATUS_FROM_SERVER;
     op->data.send_status_from_server.status = code;
     op->data.send_status_from_server.status_details = details;
-    if (call->end_retry_ms == 0) return;
-    rpc_retry_write(code, call->end_message.text, call->end_retry_ms, retry);
-    op->data.send_status_from_server.trailing_metadata = retry;
-    op->data.send_status_from_server.trailing_metadata_count = RPC_RETRY_ENTRY_COUNT;
+    if (call->end_retry_ms != 0) {
+        rpc_metadata_take(&call->send_trailing, "grpc-retry-pushback-ms",
+                          rpc_retry_text(call->end_retry_ms));
+        rpc_metadata_take(&call->send_trailing, "grpc-status-details-bin",
+                          rpc_retry_details(code, call->end_message.text, call->end_retry_ms));
+    }
+    op->data.send_status_from_server.trailing_metadata = call->send_trailing.metadata;
+    op->data.send_status_from_server.trailing_metadata_count = call->send_trailing.count;
 }
 
 // Starts the next send batch when there is something to send and none is in flight.
@@ -201,7 +210,9 @@ static void pump(struct rpc_call *call) {
     size_t op_count = 0;
     if (!call->initial_sent) {
         call->initial_sent = true;
-        ops[op_count++].op = GRPC_OP_SEND_INITIAL_METADATA;
+        ops[op_count].op = GRPC_OP_SEND_INITIAL_METADATA;
+        ops[op_count].data.send_initial_metadata.metadata = call->send_initial.metadata;
+        ops[op_count++].data.send_initial_metadata.count = call->send_initial.count;
     }
     call->initial_due = false;
     call->sending = take_queued(call);
@@ -212,19 +223,17 @@ static void pump(struct rpc_call *call) {
         ops[op_count++].data.send_message.send_message = call->sending;
     }
     grpc_slice details = grpc_empty_slice();
-    grpc_metadata retry[RPC_RETRY_ENTRY_COUNT] = {0}; // empty slices: nothing to release
     if (call->first == NULL && call->end_due &&
         (!call->is_server || call->receives_many || call->read_done)) {
         call->end_sent = true;
         if (call->is_server)
-            write_status(call, &ops[op_count++], &details, retry);
+            write_status(call, &ops[op_count++], &details);
         else
             ops[op_count++].op = GRPC_OP_SEND_CLOSE_FROM_CLIENT;
     }
     call->send_busy = true;
     start_batch(call, &call->send_tag, ops, op_count);
     grpc_slice_unref(details);
-    rpc_retry_release(retry);
 }
 
 void rpc_call_start(struct rpc_call *call) {
@@ -350,6 +359,10 @@ static void on_receive(void *owner, bool success) {
     struct rpc_call *call = owner;
     grpc_byte_buffer *bytes = call->received;
     call->received = NULL;
+    if (!call->is_server && !call->metadata_seen) {
+        call->metadata_seen = true;
+        call->metadata = rpc_texts_copy(&call->initial);
+    }
     note_read(call, bytes == NULL);
     if (bytes != NULL) {
         take_message(call, bytes);
@@ -389,6 +402,7 @@ static void on_send(void *owner, bool success) {
 static void on_close(void *owner, bool success) {
     (void)success; // these two operations always succeed
     struct rpc_call *call = owner;
+    call->trailers = rpc_texts_copy(&call->trailing);
     pthread_mutex_lock(&call->mutex);
     call->tag_count--;
     call->closed_seen = true;
@@ -506,4 +520,40 @@ void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capac
     size_t size_bytes = strnlen(call->peer_host, host_capacity_bytes - 1);
     memcpy(host_out, call->peer_host, size_bytes);
     host_out[size_bytes] = '\0';
+}
+
+// -- metadata ------------------------------------------------------------------------------------
+
+const char *rpc_call_metadata(const struct rpc_call *call, const char *key) {
+    return rpc_texts_find(call->metadata, key);
+}
+
+const char *rpc_call_trailer(const struct rpc_call *call, const char *key) {
+    return rpc_texts_find(call->trailers, key);
+}
+
+uint32_t rpc_call_retry_ms(const struct rpc_call *call) {
+    return rpc_retry_read(rpc_call_trailer(call, "grpc-retry-pushback-ms"));
+}
+
+enum status rpc_call_add_metadata(struct rpc_call *call, const struct rpc_metadata *entries,
+                                  size_t entry_count) {
+    CHECK(call->is_server);
+    enum status status = STATUS_UNAVAILABLE;
+    pthread_mutex_lock(&call->mutex);
+    if (!call->initial_sent && !call->closed_seen)
+        status = rpc_metadata_append(&call->send_initial, entries, entry_count);
+    pthread_mutex_unlock(&call->mutex);
+    return status;
+}
+
+enum status rpc_call_add_trailers(struct rpc_call *call, const struct rpc_metadata *entries,
+                                  size_t entry_count) {
+    CHECK(call->is_server);
+    enum status status = STATUS_UNAVAILABLE;
+    pthread_mutex_lock(&call->mutex);
+    if (!call->end_sent && !call->closed_seen)
+        status = rpc_metadata_append(&call->send_trailing, entries, entry_count);
+    pthread_mutex_unlock(&call->mutex);
+    return status;
 }

@@ -85,7 +85,9 @@ static grpc_call *create_call(struct rpc_channel *channel, const char *service, 
 // Makes a call that has not started, so that it can still be changed.
 static enum status prepare(struct rpc_channel *channel, const ProtobufCServiceDescriptor *service,
                            const char *method, const struct rpc_handler *handler, void *ctx,
-                           uint32_t deadline_ms, struct rpc_call **call_out) {
+                           const struct rpc_call_options *options, struct rpc_call **call_out) {
+    static const struct rpc_call_options none;
+    if (options == NULL) options = &none;
     const ProtobufCMethodDescriptor *descriptor =
         protobuf_c_service_descriptor_get_method_by_name(service, method);
     const struct rpc_config *config = &channel->rpc->config;
@@ -106,18 +108,22 @@ static enum status prepare(struct rpc_channel *channel, const ProtobufCServiceDe
     call->receives_many = streaming.server;
     // A peer that is to answer a stream must learn of it; one message alone goes out in one piece.
     call->initial_due = streaming.client;
-    call->deadline = deadline_after(deadline_ms);
+    call->deadline = deadline_after(options->deadline_ms);
+    enum status status =
+        rpc_metadata_append(&call->send_initial, options->metadata, options->metadata_count);
+    if (status != STATUS_OK) goto drop_call;
     call->grpc = create_call(channel, service->name, method, call->deadline);
-    enum status status = rpc_track(channel->rpc, call, false);
-    if (status != STATUS_OK) {
-        grpc_call_unref(call->grpc);
-        call->grpc = NULL;
-        rpc_call_release(call);
-        rpc_call_release(call);
-        return status;
-    }
+    status = rpc_track(channel->rpc, call, false);
+    if (status != STATUS_OK) goto drop_grpc_call;
     *call_out = call;
     return STATUS_OK;
+drop_grpc_call:
+    grpc_call_unref(call->grpc);
+    call->grpc = NULL;
+drop_call:
+    rpc_call_release(call);
+    rpc_call_release(call);
+    return status;
 }
 
 static void start_call(struct rpc_call *call) {
@@ -127,10 +133,10 @@ static void start_call(struct rpc_call *call) {
 
 enum status rpc_call_begin(struct rpc_channel *channel, const ProtobufCServiceDescriptor *service,
                            const char *method, const struct rpc_handler *handler, void *ctx,
-                           uint32_t deadline_ms, struct rpc_call **call_out) {
+                           const struct rpc_call_options *options, struct rpc_call **call_out) {
     CHECK(handler->message != NULL && handler->closed != NULL);
     struct rpc_call *call;
-    enum status status = prepare(channel, service, method, handler, ctx, deadline_ms, &call);
+    enum status status = prepare(channel, service, method, handler, ctx, options, &call);
     if (status != STATUS_OK) return status;
     *call_out = call; // before a callback can run
     start_call(call);
@@ -144,15 +150,16 @@ struct wait {
     pthread_cond_t changed;
     bool is_over;
     enum rpc_code code;
+    uint32_t retry_ms;
     struct error message;
 };
 
 static void end_wait(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message) {
-    (void)call;
     struct wait *wait = ctx;
     pthread_mutex_lock(&wait->mutex);
     wait->is_over = true;
     wait->code = code;
+    wait->retry_ms = rpc_call_retry_ms(call);
     (void)error_set(&wait->message, STATUS_OK, "%s", message);
     pthread_cond_signal(&wait->changed);
     pthread_mutex_unlock(&wait->mutex);
@@ -176,14 +183,17 @@ static enum rpc_code outcome_of_wait(enum rpc_code code, const char *text,
 
 enum rpc_code rpc_call_wait(struct rpc_channel *channel, const ProtobufCServiceDescriptor *service,
                             const char *method, const ProtobufCMessage *request,
-                            uint32_t deadline_ms, ProtobufCMessage **response_out,
+                            const struct rpc_call_options *options, ProtobufCMessage **response_out,
                             struct error *error) {
     CHECK(!rpc_is_own_thread(channel->rpc));
-    struct wait wait = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    struct wait wait = {.mutex = PTHREAD_MUTEX_INITIALIZER,
+                        .changed = PTHREAD_COND_INITIALIZER,
+                        .retry_ms = RPC_RETRY_UNSAID};
     const struct rpc_handler handler = {.closed = end_wait};
     ProtobufCMessage *response = NULL;
     struct rpc_call *call;
-    enum status status = prepare(channel, service, method, &handler, &wait, deadline_ms, &call);
+    if (options != NULL && options->retry_ms_out != NULL) *options->retry_ms_out = RPC_RETRY_UNSAID;
+    enum status status = prepare(channel, service, method, &handler, &wait, options, &call);
     if (status != STATUS_OK) {
         (void)error_set(error, status, "%s %s: cannot be called: %s", service->name, method,
                         status_name(status));
@@ -201,6 +211,7 @@ enum rpc_code rpc_call_wait(struct rpc_channel *channel, const ProtobufCServiceD
     }
     pthread_mutex_unlock(&wait.mutex);
     rpc_call_release(call);
+    if (options != NULL && options->retry_ms_out != NULL) *options->retry_ms_out = wait.retry_ms;
     pthread_cond_destroy(&wait.changed);
     pthread_mutex_destroy(&wait.mutex);
     return outcome_of_wait(wait.code, wait.message.text, response, response_out, error);

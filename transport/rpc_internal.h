@@ -13,6 +13,7 @@
 
 #include "base/limits.h"
 #include "transport/rpc.h"
+#include "transport/rpc_metadata.h"
 
 // ThreadSanitizer does not see that gRPC's queue orders "batch started" before "tag came back": the
 // library is not instrumented. These two calls tell it.
@@ -109,13 +110,14 @@ struct rpc_call {
     grpc_byte_buffer *received;
     ProtobufCMessage *request; // of a call with one request: kept until its end has been read
     grpc_slice status_details; // client: out of the close batch, like status
-    grpc_metadata_array initial, trailing; // client
+    grpc_metadata_array initial, trailing; // client; gRPC owns what the entries say
+    struct rpc_texts *metadata, *trailers; // what the peer sent, fixed from when owners can ask
     grpc_status_code status;
     int cancelled; // server: out of the close batch
     uint32_t received_count;
     enum rpc_code refusal_code; // RPC_OK: this module refused nothing
     struct error refusal;
-    bool initial_metadata_asked;
+    bool initial_metadata_asked, metadata_seen;
 
     // What follows, and every start of a batch, is guarded by the mutex.
     bool send_busy;
@@ -132,8 +134,9 @@ struct rpc_call {
     uint32_t queued_count;
     enum rpc_code end_code;
     struct error end_message;
-    uint32_t end_retry_ms; // 0: says nothing
-    grpc_call *grpc;       // NULL when the call has been freed
+    uint32_t end_retry_ms;                           // 0: says nothing
+    grpc_metadata_array send_initial, send_trailing; // to go out
+    grpc_call *grpc;                                 // NULL when the call has been freed
     struct rpc_message_node *first, *last;
     grpc_byte_buffer *sending;
     pthread_mutex_t mutex;

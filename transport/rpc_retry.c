@@ -5,10 +5,11 @@
 
 #include "base/check.h"
 #include "stagecoach/v1/refusal.pb-c.h"
+#include "transport/rpc.h"
 
 enum { RETRY_BYTES_MAX = 32 }; // of a RefusalRetry
 
-static grpc_slice pack_refusal(grpc_status_code code, const char *message, uint32_t retry_ms) {
+grpc_slice rpc_retry_details(grpc_status_code code, const char *message, uint32_t retry_ms) {
     Stagecoach__V1__RefusalDelay delay = STAGECOACH__V1__REFUSAL_DELAY__INIT;
     delay.seconds = retry_ms / 1000;
     delay.nanos = (int32_t)(retry_ms % 1000) * 1000000;
@@ -31,17 +32,20 @@ static grpc_slice pack_refusal(grpc_status_code code, const char *message, uint3
     return slice;
 }
 
-void rpc_retry_write(grpc_status_code code, const char *message, uint32_t retry_ms,
-                     grpc_metadata entries_out[RPC_RETRY_ENTRY_COUNT]) {
+grpc_slice rpc_retry_text(uint32_t retry_ms) {
     char text[16];
     (void)snprintf(text, sizeof(text), "%" PRIu32, retry_ms);
-    entries_out[0].key = grpc_slice_from_static_string("grpc-retry-pushback-ms");
-    entries_out[0].value = grpc_slice_from_copied_string(text);
-    entries_out[1].key = grpc_slice_from_static_string("grpc-status-details-bin");
-    entries_out[1].value = pack_refusal(code, message, retry_ms);
+    return grpc_slice_from_copied_string(text);
 }
 
-void rpc_retry_release(grpc_metadata entries[RPC_RETRY_ENTRY_COUNT]) {
-    for (int i = 0; i < RPC_RETRY_ENTRY_COUNT; i++)
-        grpc_slice_unref(entries[i].value);
+uint32_t rpc_retry_read(const char *value) {
+    if (value == NULL) return RPC_RETRY_UNSAID;
+    uint64_t ms = 0;
+    if (value[0] == '\0') return RPC_RETRY_NEVER;
+    for (const char *digit = value; *digit != '\0'; digit++) {
+        if (*digit < '0' || *digit > '9') return RPC_RETRY_NEVER;
+        ms = ms * 10 + (uint64_t)(*digit - '0');
+        if (ms >= RPC_RETRY_NEVER) return RPC_RETRY_NEVER;
+    }
+    return (uint32_t)ms;
 }

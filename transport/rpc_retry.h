@@ -1,5 +1,5 @@
-// rpc_retry: the trailing metadata that tells a client when to call again, twice: for gRPC's own
-// retries, grpc-retry-pushback-ms (gRFC A6); for programs, grpc-status-details-bin with a
+// rpc_retry: how a server tells a client when to call again, twice: for gRPC's own retries, the
+// trailing metadata grpc-retry-pushback-ms (gRFC A6); for programs, grpc-status-details-bin with a
 // google.rpc.RetryInfo.
 #pragma once
 
@@ -7,9 +7,10 @@
 
 #include <grpc/grpc.h>
 
-enum { RPC_RETRY_ENTRY_COUNT = 2 };
+// The values of these two; the caller unrefs them.
+grpc_slice rpc_retry_text(uint32_t retry_ms);
+grpc_slice rpc_retry_details(grpc_status_code code, const char *message, uint32_t retry_ms);
 
-// The entries are to be given to rpc_retry_release once the batch has started.
-void rpc_retry_write(grpc_status_code code, const char *message, uint32_t retry_ms,
-                     grpc_metadata entries_out[RPC_RETRY_ENTRY_COUNT]);
-void rpc_retry_release(grpc_metadata entries[RPC_RETRY_ENTRY_COUNT]);
+// What a received grpc-retry-pushback-ms says: RPC_RETRY_UNSAID for NULL, RPC_RETRY_NEVER for a
+// negative number or no number.
+uint32_t rpc_retry_read(const char *value);

@@ -94,7 +94,8 @@ static void turn_away(struct rpc_call *call, enum status room, grpc_slice path) 
     rpc_call_end(call, RPC_UNIMPLEMENTED, reason.text);
 }
 
-static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details *details) {
+static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details *details,
+                       const grpc_metadata_array *metadata) {
     struct rpc_call *call = rpc_call_new(rpc);
     if (call == NULL) {
         (void)grpc_call_cancel_with_status(grpc, GRPC_STATUS_RESOURCE_EXHAUSTED, "no memory", NULL);
@@ -104,6 +105,7 @@ static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details
     call->is_server = true;
     call->grpc = grpc;
     call->deadline = details->deadline;
+    call->metadata = rpc_texts_copy(metadata);
     read_peer(call);
     enum status room = rpc_track(rpc, call, false);
     if (room != STATUS_OK) CHECK(rpc_track(rpc, call, true) == STATUS_OK);
@@ -122,11 +124,12 @@ static void on_new_call(void *owner, bool success) {
     struct rpc_slot *slot = owner;
     grpc_call *grpc = slot->grpc;
     grpc_call_details details = slot->details;
-    grpc_metadata_array_destroy(&slot->metadata);
+    grpc_metadata_array metadata = slot->metadata;
     if (success) {
         rpc_slot_post(slot);
-        begin_call(slot->rpc, grpc, &details);
+        begin_call(slot->rpc, grpc, &details, &metadata);
     }
+    grpc_metadata_array_destroy(&metadata);
     grpc_call_details_destroy(&details);
 }
 

@@ -29,7 +29,7 @@ CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coord
 
 # Headers of others, and the only files that may include them.
 VENDOR_HOMES = [
-    (r"grpc/.*", r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|retry|wire)\.h"),
+    (r"grpc/.*", r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|retry|wire)\.h"),
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),

@@ -10,7 +10,8 @@ static enum rpc_code tokenize_raw(struct world *world, const char *bytes, size_t
     request.base.n_unknown_fields = 1;
     request.base.unknown_fields = &raw;
     ProtobufCMessage *response = NULL;
-    return rpc_call_wait(world->channel, INFERENCE, "Tokenize", &request.base, 0, &response, error);
+    return rpc_call_wait(world->channel, INFERENCE, "Tokenize", &request.base, NULL, &response,
+                         error);
 }
 
 static void bad_request_is_refused_before_its_handler(void **state) {
@@ -118,7 +119,7 @@ static void call_beyond_the_servers_limit_is_answered_exhausted(void **state) {
     ProtobufCMessage *response = NULL;
     struct error error = {0};
     assert_int_equal(
-        rpc_call_wait(second, INFERENCE, "Tokenize", &request.base, 0, &response, &error),
+        rpc_call_wait(second, INFERENCE, "Tokenize", &request.base, NULL, &response, &error),
         RPC_RESOURCE_EXHAUSTED);
     assert_non_null(strstr(error.text, "too many calls"));
     rpc_call_cancel(calls[0]);
@@ -126,7 +127,7 @@ static void call_beyond_the_servers_limit_is_answered_exhausted(void **state) {
     // The call is forgotten just after its handler has been told.
     enum rpc_code code = RPC_RESOURCE_EXHAUSTED;
     for (uint32_t i = 0; i < 100 && code == RPC_RESOURCE_EXHAUSTED; i++) {
-        code = rpc_call_wait(second, INFERENCE, "Tokenize", &request.base, 0, &response, &error);
+        code = rpc_call_wait(second, INFERENCE, "Tokenize", &request.base, NULL, &response, &error);
     }
     assert_int_equal(code, RPC_OK);
     protobuf_c_message_free_unpacked(response, NULL);
@@ -224,7 +225,8 @@ static void call_cancelled_before_its_request_closes_once(void **state) {
                                         .closed = client_closed};
     struct rpc_call *call;
     assert_int_equal(
-        rpc_call_begin(world.channel, INFERENCE, "Generate", &handler, &seen, 0, &call), STATUS_OK);
+        rpc_call_begin(world.channel, INFERENCE, "Generate", &handler, &seen, NULL, &call),
+        STATUS_OK);
     rpc_call_cancel(call);
     rpc_call_cancel(call);
     assert_true(seen_wait(&seen, &seen.closed_count, 1, WAIT_MS));

@@ -32,7 +32,7 @@ static void peer_host_is_the_clients_address(void **state) {
     Stagecoach__V1__DetokenizeRequest request = STAGECOACH__V1__DETOKENIZE_REQUEST__INIT;
     ProtobufCMessage *response = NULL;
     assert_int_equal(
-        rpc_call_wait(world.channel, INFERENCE, "Detokenize", &request.base, 0, &response, NULL),
+        rpc_call_wait(world.channel, INFERENCE, "Detokenize", &request.base, NULL, &response, NULL),
         RPC_OK);
     assert_string_equal(((Stagecoach__V1__DetokenizeResponse *)response)->text, "127.0.0.1");
     protobuf_c_message_free_unpacked(response, NULL);
@@ -69,7 +69,7 @@ static void long_stream_to_a_slow_reader_arrives_whole_and_in_order(void **state
     const struct rpc_handler handler = {.message = slow_message, .closed = slow_closed};
     struct rpc_call *call;
     assert_int_equal(
-        rpc_call_begin(world.channel, INFERENCE, "Generate", &handler, &reader, 0, &call),
+        rpc_call_begin(world.channel, INFERENCE, "Generate", &handler, &reader, NULL, &call),
         STATUS_OK);
     Stagecoach__V1__Stop stop = STAGECOACH__V1__STOP__INIT;
     stop.max_tokens = 10000;
@@ -255,8 +255,9 @@ static void unknown_service_method_cannot_be_served_or_called(void **state) {
     assert_int_equal(rpc_add_service(second, CONTROL, &method, 1, NULL, &error), STATUS_NOT_FOUND);
     assert_non_null(strstr(error.text, "Nonsense"));
     rpc_close(second, 0);
-    assert_int_equal(rpc_call_begin(world.channel, CONTROL, "Nonsense", &handler, NULL, 0, &call),
-                     STATUS_NOT_FOUND);
+    assert_int_equal(
+        rpc_call_begin(world.channel, CONTROL, "Nonsense", &handler, NULL, NULL, &call),
+        STATUS_NOT_FOUND);
     world_close(&world);
 }
 
@@ -275,9 +276,9 @@ static void unknown_methods_are_answered_unimplemented(void **state) {
     ProtobufCMessage *response = NULL;
     for (uint32_t i = 0; i < 300; i++) {
         struct error error = {0};
-        assert_int_equal(
-            rpc_call_wait(world.channel, ADMIN, "GetPipeline", &request.base, 0, &response, &error),
-            RPC_UNIMPLEMENTED);
+        assert_int_equal(rpc_call_wait(world.channel, ADMIN, "GetPipeline", &request.base, NULL,
+                                       &response, &error),
+                         RPC_UNIMPLEMENTED);
         assert_string_equal(error.text, "there is no method /stagecoach.v1.Admin/GetPipeline");
     }
     struct seen seen;

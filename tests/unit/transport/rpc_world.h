@@ -7,6 +7,8 @@
 //   Detokenize  answers with the peer's host
 //   Generate    streams stop.max_tokens messages, each with its own index as token id, as fast as
 //               it may; "hang" as text: streams nothing and does not end
+//   any method  answers the metadata "x-echo" with the metadata "x-initial" and the trailer
+//               "x-trailer" of the same value
 //   Join        answers each Heartbeat with one of the same epoch, and ends at the half-close
 #pragma once
 
@@ -152,9 +154,14 @@ struct server_call {
 };
 
 static inline void *server_begin(struct rpc_call *call, void *service_ctx) {
-    (void)call;
     struct server_call *ctx = calloc(1, sizeof(*ctx));
     must(ctx != NULL);
+    const char *echo = rpc_call_metadata(call, "x-echo");
+    if (echo != NULL) {
+        const struct rpc_metadata initial = {"x-initial", echo}, trailer = {"x-trailer", echo};
+        must(rpc_call_add_metadata(call, &initial, 1) == STATUS_OK);
+        must(rpc_call_add_trailers(call, &trailer, 1) == STATUS_OK);
+    }
     ctx->world = service_ctx;
     seen_add(&ctx->world->server, &ctx->world->server.begun_count);
     return ctx;
@@ -348,9 +355,10 @@ static inline enum rpc_code tokenize(struct world *world, const char *text, uint
                                      uint32_t *id_out, struct error *error) {
     TokenizeRequest request = STAGECOACH__V1__TOKENIZE_REQUEST__INIT;
     request.text = (char *)(uintptr_t)text;
+    const struct rpc_call_options options = {.deadline_ms = deadline_ms};
     ProtobufCMessage *response = NULL;
     enum rpc_code code = rpc_call_wait(world->channel, INFERENCE, "Tokenize", &request.base,
-                                       deadline_ms, &response, error);
+                                       &options, &response, error);
     if (code != RPC_OK) return code;
     const TokenizeResponse *answer = (TokenizeResponse *)response;
     if (id_out != NULL) *id_out = answer->n_token_ids == 1 ? answer->token_ids[0] : UINT32_MAX;
@@ -411,9 +419,10 @@ static inline struct rpc_call *start_generate(struct world *world, struct seen *
     const struct rpc_handler handler = {.message = client_generate_message,
                                         .half_close = client_half_close,
                                         .closed = client_closed};
+    const struct rpc_call_options options = {.deadline_ms = deadline_ms};
     struct rpc_call *call;
     assert_int_equal(
-        rpc_call_begin(world->channel, INFERENCE, "Generate", &handler, seen, deadline_ms, &call),
+        rpc_call_begin(world->channel, INFERENCE, "Generate", &handler, seen, &options, &call),
         STATUS_OK);
     Stagecoach__V1__Stop stop = STAGECOACH__V1__STOP__INIT;
     stop.max_tokens = count;
@@ -432,7 +441,7 @@ static inline struct rpc_call *start_join(struct world *world, struct seen *seen
                                         .closed = client_closed,
                                         .writable = client_writable};
     struct rpc_call *call;
-    assert_int_equal(rpc_call_begin(world->channel, CONTROL, "Join", &handler, seen, 0, &call),
+    assert_int_equal(rpc_call_begin(world->channel, CONTROL, "Join", &handler, seen, NULL, &call),
                      STATUS_OK);
     return call;
 }

@@ -1,0 +1,29 @@
+// rpc_metadata: the text metadata of calls, as received and as it goes out.
+#pragma once
+
+#include <stddef.h>
+
+#include <grpc/grpc.h>
+
+#include "base/status.h"
+#include "transport/rpc.h"
+
+// Copies of received entries. Entries whose key ends in "-bin" or whose value holds a NUL are left
+// out.
+struct rpc_texts;
+
+// NULL when there is nothing to copy, or no memory for it; rpc_texts_free it.
+struct rpc_texts *rpc_texts_copy(const grpc_metadata_array *received);
+void rpc_texts_free(struct rpc_texts *texts); // NULL allowed
+// The first value of `key`, which is in lower case; NULL: none. `texts` may be NULL.
+const char *rpc_texts_find(const struct rpc_texts *texts, const char *key);
+
+// Appends copies to what is to be sent; nothing is appended on failure. STATUS_INVALID: a key is
+// not lower-case text or ends in "-bin", or a value is not printable ASCII. STATUS_EXHAUSTED beyond
+// RPC_METADATA_COUNT_MAX. STATUS_NO_MEMORY.
+MUST_USE enum status rpc_metadata_append(grpc_metadata_array *array,
+                                         const struct rpc_metadata *entries, size_t entry_count);
+// Appends one entry beyond the limit of these; takes `value`. `key` must live on.
+void rpc_metadata_take(grpc_metadata_array *array, const char *key, grpc_slice value);
+// Releases the entries of an array made by these, and the array.
+void rpc_metadata_fini(grpc_metadata_array *array);
