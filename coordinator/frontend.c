@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "coordinator/cluster.h"
+#include "coordinator/generate.h"
 #include "coordinator/reply.h"
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
@@ -34,71 +35,22 @@ static void closed_plain(struct rpc_call *call, void *ctx, enum rpc_code code,
 
 // -- Inference/Generate ---------------------------------------------------------------------------
 
-struct generate {
-    struct frontend *frontend;
-    struct request *request; // the loop's once it was offered; NULL when refused
-};
-
-static void *generate_begin(struct rpc_call *call, void *service_ctx) {
-    struct generate *generate = calloc(1, sizeof(*generate));
-    if (generate == NULL)
-        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
-    else
-        generate->frontend = service_ctx;
-    return generate;
+static void *inference_generate_begin(struct rpc_call *call, void *service_ctx) {
+    return generate_begin(call, service_ctx);
 }
 
-static void generate_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
-    struct generate *generate = ctx;
-    if (generate == NULL || generate->request != NULL) return;
-    struct frontend *frontend = generate->frontend;
-    if (atomic_load(&frontend->is_draining)) {
-        rpc_call_end(call, RPC_UNAVAILABLE, "the coordinator is draining");
-        return;
-    }
-    if (rpc_call_is_late(call)) {
-        rpc_call_end(call, RPC_DEADLINE_EXCEEDED, "the deadline had passed when the request came");
-        return;
-    }
-    // The loop decides who waits; but what it would refuse need not be tokenized first.
-    uint32_t retry_ms = atomic_load(&frontend->retry_ms);
-    if (retry_ms > 0) {
-        reply_refuse(call, retry_ms);
-        return;
-    }
-    struct error error;
-    struct request *request;
+static enum status open_request(const struct frontend *frontend, const ProtobufCMessage *message,
+                                struct request **request_out, struct error *error) {
     enum status status =
         request_open(&frontend->rules, (const Stagecoach__V1__GenerateRequest *)message,
-                     clock_now_ns(&frontend->clock), &request, &error);
-    if (status != STATUS_OK) {
-        end_with(call, status, &error);
-        return;
-    }
-    request_begin(request, call);
-    if (!inbox_offer(frontend->inbox, EVENT_REQUEST, request)) {
-        request_close(request);
-        reply_refuse(call, RETRY_MS_MAX);
-        return;
-    }
-    generate->request = request;
+                     clock_now_ns(&frontend->clock), request_out, error);
+    if (status == STATUS_OK) (*request_out)->send = reply_send_one;
+    return status;
 }
 
-static void generate_writable(struct rpc_call *call, void *ctx) {
-    (void)call;
-    struct generate *generate = ctx;
-    if (generate == NULL || generate->request == NULL) return;
-    inbox_put(generate->frontend->inbox, EVENT_REQUEST_WRITABLE, generate->request, NULL);
-}
-
-static void generate_closed(struct rpc_call *call, void *ctx, enum rpc_code code,
-                            const char *message) {
-    (void)call, (void)code, (void)message;
-    struct generate *generate = ctx;
-    if (generate == NULL) return;
-    if (generate->request != NULL)
-        inbox_put(generate->frontend->inbox, EVENT_REQUEST_CLOSED, generate->request, NULL);
-    free(generate);
+static void inference_generate_message(struct rpc_call *call, void *ctx,
+                                       const ProtobufCMessage *message) {
+    generate_take(call, ctx, message, open_request);
 }
 
 // -- Inference, the unary methods -----------------------------------------------------------------
@@ -243,8 +195,8 @@ static void join_closed(struct rpc_call *call, void *ctx, enum rpc_code code, co
 
 static const struct rpc_method inference_methods[] = {
     {"Generate",
-     {.begin = generate_begin,
-      .message = generate_message,
+     {.begin = inference_generate_begin,
+      .message = inference_generate_message,
       .closed = generate_closed,
       .writable = generate_writable}},
     {"Tokenize", {.begin = begin_plain, .message = tokenize_message, .closed = closed_plain}},

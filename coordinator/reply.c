@@ -68,8 +68,8 @@ static void write_end(const struct completion *c, Stagecoach__V1__GenerateRespon
     }
 }
 
-// One message: at most REPLY_TOKEN_COUNT tokens, and all text with the first of them.
-static bool send_one(struct answer *answer, uint64_t now_ns) {
+// At most REPLY_TOKEN_COUNT tokens, and all text with the first of them.
+bool reply_send_one(struct answer *answer, uint64_t now_ns) {
     struct request *request = answer->request;
     struct completion *c = &answer->completion;
     struct parts parts;
@@ -106,7 +106,7 @@ void reply_send(struct answer *answer, uint64_t now_ns) {
     struct request *request = answer->request;
     if (answer->is_last_sent) return;
     while (!answer->is_last_sent && completion_has_news(&answer->completion)) {
-        if (!send_one(answer, now_ns)) return;
+        if (!request->send(answer, now_ns)) return;
     }
     if (answer->is_last_sent && --request->unsent_count == 0)
         rpc_call_end(request->call, RPC_OK, "");

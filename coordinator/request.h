@@ -20,6 +20,10 @@ struct answer {
     bool is_last_sent;      // the message with its finish reason was given to the call
 };
 
+// Sends one message of what is new of an answer, and says in is_last_sent whether it was the last.
+// False: nothing was sent, for the call has no room or the message must wait for more.
+typedef bool request_send_fn(struct answer *answer, uint64_t now_ns);
+
 struct request {
     char id[REQUEST_ID_BYTES_MAX + 1];
     struct answer *answers; // the first one leads the others: its prompt's blocks are theirs too
@@ -29,7 +33,8 @@ struct request {
     struct stop_conditions stop; // of all answers
     char *cache_salt;            // NULL: none
     bool wants_logprobs;
-    struct rpc_call *call;                          // one reference; NULL until request_begin
+    request_send_fn *send; // as its service answers; set before the loop has the request
+    struct rpc_call *call; // one reference; NULL until request_begin
     uint64_t arrived_ns, issued_ns, first_token_ns; // 0: not yet
     uint64_t sent_ns; // when the call last took something, 0: never; begins with is_ended
     bool is_first_sent;
