@@ -219,13 +219,15 @@ static const struct rpc_method control_methods[] = {
 };
 
 enum status frontend_serve(struct frontend *frontend, struct rpc *rpc, struct error *error) {
-    enum status status =
-        rpc_add_service(rpc, &stagecoach__v1__inference__descriptor, inference_methods,
-                        sizeof(inference_methods) / sizeof(inference_methods[0]), frontend, error);
+    enum status status = rpc_add_service(
+        rpc, &stagecoach__v1__inference__descriptor, inference_methods,
+        sizeof(inference_methods) / sizeof(inference_methods[0]), frontend, RPC_ROLE_CLIENT, error);
     if (status != STATUS_OK) return status;
     status = rpc_add_service(rpc, &stagecoach__v1__admin__descriptor, admin_methods,
-                             sizeof(admin_methods) / sizeof(admin_methods[0]), frontend, error);
+                             sizeof(admin_methods) / sizeof(admin_methods[0]), frontend,
+                             RPC_ROLE_OPERATOR, error);
     if (status != STATUS_OK) return status;
     return rpc_add_service(rpc, &stagecoach__v1__control__descriptor, control_methods,
-                           sizeof(control_methods) / sizeof(control_methods[0]), frontend, error);
+                           sizeof(control_methods) / sizeof(control_methods[0]), frontend,
+                           RPC_ROLE_STAGE, error);
 }

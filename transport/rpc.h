@@ -107,12 +107,23 @@ struct rpc_method {
     struct rpc_handler handler;
 };
 
-// Adds a service before rpc_serve. Methods of the descriptor that are not in the list answer
-// UNIMPLEMENTED. All pointers are borrowed until rpc_close. STATUS_NOT_FOUND when the descriptor or
-// the descriptor set does not have a method, STATUS_EXHAUSTED beyond RPC_METHOD_COUNT_MAX.
+// What a caller may be, as its certificate or token says; one may be several.
+enum rpc_role {
+    RPC_ROLE_CLIENT = 1 << 0,   // asks for tokens
+    RPC_ROLE_OPERATOR = 1 << 1, // looks after the pipeline
+    RPC_ROLE_STAGE = 1 << 2,    // joins the pipeline
+};
+// Whoever the server lets in, whatever its roles.
+#define RPC_ROLES_ANY 0
+
+// Adds a service before rpc_serve. `roles` (of enum rpc_role, or RPC_ROLES_ANY): a caller must have
+// one of them, where callers are known (transport/rpc_access.h). Methods of the descriptor that are
+// not in the list answer UNIMPLEMENTED. All pointers are borrowed until rpc_close. STATUS_NOT_FOUND
+// when the descriptor or the descriptor set does not have a method, STATUS_EXHAUSTED beyond
+// RPC_METHOD_COUNT_MAX.
 MUST_USE enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
                                      const struct rpc_method *methods, size_t method_count,
-                                     void *service_ctx, struct error *error);
+                                     void *service_ctx, uint32_t roles, struct error *error);
 
 // Listens on "host:port" (port 0: any free one) or "unix:/path" and serves; may be called once.
 // *port_out gets the port (0 for unix). An empty host (":port") is every address of the machine.

@@ -47,6 +47,7 @@ struct rpc_route {
     bool client_streams, server_streams;
     struct rpc_handler handler;
     void *service_ctx;
+    uint32_t roles; // a caller must have one of them; RPC_ROLES_ANY
 };
 
 // One posted request for a new call.

@@ -13,7 +13,7 @@
 // -- routes --------------------------------------------------------------------------------------
 
 static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
-                             const struct rpc_method *method, void *service_ctx,
+                             const struct rpc_method *method, void *service_ctx, uint32_t roles,
                              struct error *error) {
     const ProtobufCMethodDescriptor *descriptor =
         protobuf_c_service_descriptor_get_method_by_name(service, method->name);
@@ -37,16 +37,17 @@ static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *
     route->server_streams = streaming.server;
     route->handler = method->handler;
     route->service_ctx = service_ctx;
+    route->roles = roles;
     rpc->route_count++;
     return STATUS_OK;
 }
 
 enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
                             const struct rpc_method *methods, size_t method_count,
-                            void *service_ctx, struct error *error) {
+                            void *service_ctx, uint32_t roles, struct error *error) {
     CHECK(rpc->server == NULL);
     for (size_t i = 0; i < method_count; i++) {
-        enum status status = add_route(rpc, service, &methods[i], service_ctx, error);
+        enum status status = add_route(rpc, service, &methods[i], service_ctx, roles, error);
         if (status != STATUS_OK) return status;
     }
     return STATUS_OK;

@@ -162,8 +162,9 @@ static void open_probe(struct world *world, struct probe *probe) {
     const struct rpc_config config = {0};
     struct error error = {0};
     assert_int_equal(rpc_open(&config, &world->server_rpc), STATUS_OK);
-    assert_int_equal(rpc_add_service(world->server_rpc, INFERENCE, methods, 1, probe, &error),
-                     STATUS_OK);
+    assert_int_equal(
+        rpc_add_service(world->server_rpc, INFERENCE, methods, 1, probe, RPC_ROLES_ANY, &error),
+        STATUS_OK);
     assert_int_equal(rpc_serve(world->server_rpc, "127.0.0.1:0", &world->port, &error), STATUS_OK);
     char target[64];
     (void)snprintf(target, sizeof(target), "127.0.0.1:%u", world->port);

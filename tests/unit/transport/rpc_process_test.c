@@ -16,7 +16,7 @@ static int serve_until_killed(void) {
     seen_init(&world.server);
     bool serves = rpc_open(&config, &world.server_rpc) == STATUS_OK &&
                   rpc_add_service(world.server_rpc, INFERENCE, world_inference(), 3, &world,
-                                  &error) == STATUS_OK &&
+                                  RPC_ROLE_CLIENT, &error) == STATUS_OK &&
                   rpc_serve(world.server_rpc, "127.0.0.1:0", &world.port, &error) == STATUS_OK;
     if (!serves) return 1;
     (void)printf("%u\n", world.port);

@@ -252,7 +252,8 @@ static void unknown_service_method_cannot_be_served_or_called(void **state) {
     struct rpc_call *call;
     struct error error = {0};
     assert_int_equal(rpc_open(&config, &second), STATUS_OK);
-    assert_int_equal(rpc_add_service(second, CONTROL, &method, 1, NULL, &error), STATUS_NOT_FOUND);
+    assert_int_equal(rpc_add_service(second, CONTROL, &method, 1, NULL, RPC_ROLES_ANY, &error),
+                     STATUS_NOT_FOUND);
     assert_non_null(strstr(error.text, "Nonsense"));
     rpc_close(second, 0);
     assert_int_equal(

@@ -309,10 +309,11 @@ static inline void world_serve(struct world *world, const struct rpc_config *con
     seen_init(&world->server);
     struct error error = {0};
     assert_int_equal(rpc_open(config, &world->server_rpc), STATUS_OK);
-    assert_int_equal(
-        rpc_add_service(world->server_rpc, INFERENCE, world_inference(), 3, world, &error),
-        STATUS_OK);
-    assert_int_equal(rpc_add_service(world->server_rpc, CONTROL, world_control(), 1, world, &error),
+    assert_int_equal(rpc_add_service(world->server_rpc, INFERENCE, world_inference(), 3, world,
+                                     RPC_ROLE_CLIENT, &error),
+                     STATUS_OK);
+    assert_int_equal(rpc_add_service(world->server_rpc, CONTROL, world_control(), 1, world,
+                                     RPC_ROLE_STAGE, &error),
                      STATUS_OK);
     enum status status = rpc_serve(world->server_rpc, address, &world->port, &error);
     if (status != STATUS_OK) print_error("%s\n", error.text);
