@@ -44,11 +44,12 @@ const char *rpc_code_name(enum rpc_code code);
 // The code for a status of ours: STATUS_INVALID -> INVALID_ARGUMENT and so on.
 enum rpc_code rpc_code_of(enum status status);
 
-// One entry of a call's metadata. `key` is lower-case text and does not end in "-bin", `value` is
-// printable ASCII; a legal value has no space at either end.
+// One entry of a call's metadata. `key` is lower-case text. `value` is printable ASCII without a
+// space at either end, or any value_bytes bytes when the key ends in "-bin".
 struct rpc_metadata {
     const char *key;
     const char *value;
+    size_t value_bytes; // of a key that ends in "-bin", else not used
 };
 
 // What rpc_call_retry_ms says when the server said nothing, or not to call again.
@@ -212,6 +213,11 @@ bool rpc_call_is_late(const struct rpc_call *call);
 const char *rpc_call_metadata(const struct rpc_call *call, const char *key);
 // Client: the same of the metadata that came with the status. Valid in `closed`.
 const char *rpc_call_trailer(const struct rpc_call *call, const char *key);
+// The same two for keys that end in "-bin": the *size_bytes_out bytes of the first such entry.
+const void *rpc_call_metadata_bytes(const struct rpc_call *call, const char *key,
+                                    size_t *size_bytes_out);
+const void *rpc_call_trailer_bytes(const struct rpc_call *call, const char *key,
+                                   size_t *size_bytes_out);
 // Client, in `closed`: after how long the server wants the call again (grpc-retry-pushback-ms, gRFC
 // A6), RPC_RETRY_UNSAID or RPC_RETRY_NEVER.
 uint32_t rpc_call_retry_ms(const struct rpc_call *call);

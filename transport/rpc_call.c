@@ -532,6 +532,16 @@ const char *rpc_call_trailer(const struct rpc_call *call, const char *key) {
     return rpc_texts_find(call->trailers, key);
 }
 
+const void *rpc_call_metadata_bytes(const struct rpc_call *call, const char *key,
+                                    size_t *size_bytes_out) {
+    return rpc_texts_find_bytes(call->metadata, key, size_bytes_out);
+}
+
+const void *rpc_call_trailer_bytes(const struct rpc_call *call, const char *key,
+                                   size_t *size_bytes_out) {
+    return rpc_texts_find_bytes(call->trailers, key, size_bytes_out);
+}
+
 uint32_t rpc_call_retry_ms(const struct rpc_call *call) {
     return rpc_retry_read(rpc_call_trailer(call, "grpc-retry-pushback-ms"));
 }

@@ -123,7 +123,23 @@ static void answer(struct rpc_call *call, const ProtobufCMessage *message) {
 
 // -- calls with one message each -----------------------------------------------------------------
 
-static void note_begun(struct service *service) {
+#define ECHO_INITIAL "x-grpc-test-echo-initial"
+#define ECHO_TRAILING "x-grpc-test-echo-trailing-bin"
+
+// Gives back what the client sent under these keys, unless it must not be sent.
+static void echo_metadata(struct rpc_call *call) {
+    enum status status = STATUS_OK;
+    struct rpc_metadata entry = {.key = ECHO_INITIAL,
+                                 .value = rpc_call_metadata(call, ECHO_INITIAL)};
+    if (entry.value != NULL) status = rpc_call_add_metadata(call, &entry, 1);
+    entry = (struct rpc_metadata){.key = ECHO_TRAILING};
+    entry.value = rpc_call_metadata_bytes(call, ECHO_TRAILING, &entry.value_bytes);
+    if (entry.value != NULL) status = rpc_call_add_trailers(call, &entry, 1);
+    (void)status;
+}
+
+static void note_begun(struct rpc_call *call, struct service *service) {
+    echo_metadata(call);
     pthread_mutex_lock(&service->mutex);
     service->begun_count++;
     pthread_mutex_unlock(&service->mutex);
@@ -136,8 +152,7 @@ static void note_closed(struct service *service) {
 }
 
 static void *begin_unary(struct rpc_call *call, void *service_ctx) {
-    (void)call;
-    note_begun(service_ctx);
+    note_begun(call, service_ctx);
     return service_ctx;
 }
 
@@ -243,7 +258,7 @@ static struct stream *begin_stream(struct rpc_call *call, struct service *servic
         rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory for a call");
         return NULL;
     }
-    note_begun(service);
+    note_begun(call, service);
     stream->service = service;
     stream->call = call;
     return stream;
@@ -416,12 +431,12 @@ static const struct rpc_method meter_methods[] = {
 };
 
 enum status service_add(struct service *service, struct rpc *rpc, struct error *error) {
-    enum status status =
-        rpc_add_service(rpc, &grpc__testing__test_service__descriptor, test_methods,
-                        sizeof(test_methods) / sizeof(test_methods[0]), service, error);
+    enum status status = rpc_add_service(
+        rpc, &grpc__testing__test_service__descriptor, test_methods,
+        sizeof(test_methods) / sizeof(test_methods[0]), service, RPC_ROLE_CLIENT, error);
     if (status != STATUS_OK) return status;
     return rpc_add_service(rpc, &stagecoach__interop__meter__descriptor, meter_methods, 1, service,
-                           error);
+                           RPC_ROLES_ANY, error);
 }
 
 // Times are on the monotonic clock.

@@ -35,7 +35,8 @@ static struct rpc_call *begin(struct world *world, struct reader *reader,
                               const char *value) {
     *reader = (struct reader){0};
     seen_init(&reader->seen);
-    const struct rpc_metadata metadata[] = {{"x-other", "another"}, {"x-echo", value}};
+    const struct rpc_metadata metadata[] = {{.key = "x-other", .value = "another"},
+                                            {.key = "x-echo", .value = value}};
     const struct rpc_call_options options = {.metadata = metadata, .metadata_count = 2};
     struct rpc_call *call;
     assert_int_equal(
@@ -116,6 +117,9 @@ static void metadata_reaches_the_client_without_a_message(void **state) {
 
 struct probe {
     char missing[64], binary[64], first[64], agent[64];
+    uint8_t bytes[4];
+    size_t bytes_size;
+    bool text_is_no_binary;
     enum status bad_key, bad_value, too_many, late;
 };
 
@@ -125,12 +129,18 @@ static void *probe_begin(struct rpc_call *call, void *service_ctx) {
     keep(probe->binary, rpc_call_metadata(call, "x-data-bin"));
     keep(probe->first, rpc_call_metadata(call, "x-twice"));
     keep(probe->agent, rpc_call_metadata(call, "user-agent"));
-    const struct rpc_metadata bad_key = {"X-Upper", "value"}, bad_value = {"x-value", "a\nb"};
+    const void *bytes = rpc_call_metadata_bytes(call, "x-data-bin", &probe->bytes_size);
+    if (bytes != NULL && probe->bytes_size == sizeof(probe->bytes))
+        memcpy(probe->bytes, bytes, sizeof(probe->bytes));
+    size_t size_bytes;
+    probe->text_is_no_binary = rpc_call_metadata_bytes(call, "x-twice", &size_bytes) == NULL;
+    const struct rpc_metadata bad_key = {.key = "X-Upper", .value = "value"},
+                              bad_value = {.key = "x-value", .value = "a\nb"};
     probe->bad_key = rpc_call_add_metadata(call, &bad_key, 1);
     probe->bad_value = rpc_call_add_trailers(call, &bad_value, 1);
     struct rpc_metadata many[RPC_METADATA_COUNT_MAX + 1];
     for (size_t i = 0; i < RPC_METADATA_COUNT_MAX + 1; i++) {
-        many[i] = (struct rpc_metadata){"x-many", "value"};
+        many[i] = (struct rpc_metadata){.key = "x-many", .value = "value"};
     }
     probe->too_many = rpc_call_add_trailers(call, many, RPC_METADATA_COUNT_MAX + 1);
     return probe;
@@ -140,7 +150,7 @@ static void probe_message(struct rpc_call *call, void *ctx, const ProtobufCMessa
     (void)message;
     struct probe *probe = ctx;
     rpc_call_refuse(call, RPC_UNAVAILABLE, "later", 1234);
-    const struct rpc_metadata entry = {"x-late", "value"};
+    const struct rpc_metadata entry = {.key = "x-late", .value = "value"};
     probe->late = rpc_call_add_trailers(call, &entry, 1);
 }
 
@@ -176,10 +186,13 @@ static void server_sees_the_first_value_of_a_key_and_refuses_bad_entries(void **
     struct world world;
     struct probe probe;
     open_probe(&world, &probe);
-    const struct rpc_metadata metadata[] = {{"x-twice", "first"}, {"x-twice", "second"}};
+    const struct rpc_metadata metadata[] = {
+        {.key = "x-twice", .value = "first"},
+        {.key = "x-twice", .value = "second"},
+        {.key = "x-data-bin", .value = "\0\n\xff", .value_bytes = 4}};
     uint32_t retry_ms = 0;
     const struct rpc_call_options options = {
-        .metadata = metadata, .metadata_count = 2, .retry_ms_out = &retry_ms};
+        .metadata = metadata, .metadata_count = 3, .retry_ms_out = &retry_ms};
     TokenizeRequest request = STAGECOACH__V1__TOKENIZE_REQUEST__INIT;
     ProtobufCMessage *response;
     struct error error = {0};
@@ -190,6 +203,9 @@ static void server_sees_the_first_value_of_a_key_and_refuses_bad_entries(void **
     assert_int_equal(retry_ms, 1234);
     assert_string_equal(probe.missing, "(none)");
     assert_string_equal(probe.binary, "(none)");
+    assert_int_equal(probe.bytes_size, 4);
+    assert_memory_equal(probe.bytes, "\0\n\xff", 4);
+    assert_true(probe.text_is_no_binary);
     assert_string_equal(probe.first, "first");
     assert_non_null(strstr(probe.agent, "grpc-c/"));
     assert_int_equal(probe.bad_key, STATUS_INVALID);
@@ -205,8 +221,9 @@ static void client_refuses_to_send_bad_metadata(void **state) {
     world_open(&world);
     struct seen seen;
     seen_init(&seen);
-    const struct rpc_metadata bad[] = {
-        {"x-data-bin", "text"}, {":path", "/x"}, {"", "value"}, {"x-value", "\xc3\xa9"}};
+    const struct rpc_metadata bad[] = {{.key = ":path", .value = "/x"},
+                                       {.key = "", .value = "value"},
+                                       {.key = "x-value", .value = "\xc3\xa9"}};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         const struct rpc_call_options options = {.metadata = &bad[i], .metadata_count = 1};
         struct rpc_call *call;

@@ -158,7 +158,8 @@ static inline void *server_begin(struct rpc_call *call, void *service_ctx) {
     must(ctx != NULL);
     const char *echo = rpc_call_metadata(call, "x-echo");
     if (echo != NULL) {
-        const struct rpc_metadata initial = {"x-initial", echo}, trailer = {"x-trailer", echo};
+        const struct rpc_metadata initial = {.key = "x-initial", .value = echo},
+                                  trailer = {.key = "x-trailer", .value = echo};
         must(rpc_call_add_metadata(call, &initial, 1) == STATUS_OK);
         must(rpc_call_add_trailers(call, &trailer, 1) == STATUS_OK);
     }
