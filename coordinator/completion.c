@@ -66,13 +66,19 @@ static bool is_in(const uint32_t *ids, uint32_t count, uint32_t id) {
     return false;
 }
 
-// Moves the first size_bytes of held text to the text that may be sent.
+static void drop_front(struct buffer *buffer, size_t size_bytes) {
+    if (size_bytes == 0) return;
+    buffer->size_bytes -= size_bytes;
+    memmove(buffer->data, buffer->data + size_bytes, buffer->size_bytes + 1);
+}
+
+// Moves the first size_bytes of held text to the text that may be sent, with the last token.
 static enum status release(struct completion *c, size_t size_bytes) {
     if (size_bytes == 0) return STATUS_OK;
     enum status status = buffer_append(&c->text, c->held.data, size_bytes);
     if (status != STATUS_OK) return status;
-    c->held.size_bytes -= size_bytes;
-    memmove(c->held.data, c->held.data + size_bytes, c->held.size_bytes + 1);
+    c->tokens[c->unsent_count - 1].text_bytes += size_bytes;
+    drop_front(&c->held, size_bytes);
     return STATUS_OK;
 }
 
@@ -154,13 +160,26 @@ enum status completion_push(struct completion *completion, const struct frame_sa
     return release_text(completion, is_end);
 }
 
+enum status completion_advance(struct completion *completion, uint32_t token_id) {
+    const struct frame_sample sample = {.token_id = token_id};
+    enum status status = completion_push(completion, &sample, NULL);
+    if (status == STATUS_OK) completion_sent(completion, completion->unsent_count);
+    return status;
+}
+
 bool completion_has_news(const struct completion *completion) {
-    return completion->unsent_count > 0 || completion->text.size_bytes > 0 ||
-           completion->finish_reason != FINISH_NONE;
+    return completion->unsent_count > 0 || completion->finish_reason != FINISH_NONE;
+}
+
+size_t completion_text_bytes(const struct completion *completion, uint32_t token_count) {
+    size_t size_bytes = 0;
+    for (uint32_t i = 0; i < token_count; i++)
+        size_bytes += completion->tokens[i].text_bytes;
+    return size_bytes;
 }
 
 void completion_sent(struct completion *completion, uint32_t token_count) {
-    buffer_clear(&completion->text);
+    drop_front(&completion->text, completion_text_bytes(completion, token_count));
     completion->unsent_count -= token_count;
     memmove(completion->tokens, completion->tokens + token_count,
             completion->unsent_count * sizeof(*completion->tokens));

@@ -28,6 +28,7 @@ struct completion_token {
     uint32_t token_id;
     float logprob;
     uint32_t top_first, top_count; // in completion->tops
+    size_t text_bytes;             // of completion->text, after those of the tokens before it
 };
 
 struct completion {
@@ -63,7 +64,13 @@ MUST_USE enum status completion_push(struct completion *completion,
                                      const struct frame_sample *sample,
                                      const struct frame_top *tops);
 
+// A token that was drawn in an earlier call, whose client has it and its text: as completion_push,
+// but there is nothing to send of it.
+MUST_USE enum status completion_advance(struct completion *completion, uint32_t token_id);
+
 // Whether there is anything to send.
 bool completion_has_news(const struct completion *completion);
-// The released text and the first token_count of the unsent tokens were sent.
+// The text that the first token_count of the unsent tokens released: so much of completion->text.
+size_t completion_text_bytes(const struct completion *completion, uint32_t token_count);
+// The first token_count of the unsent tokens were sent, and the text that they released.
 void completion_sent(struct completion *completion, uint32_t token_count);

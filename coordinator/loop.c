@@ -92,6 +92,29 @@ static bool is_too_late(struct loop *loop, struct request *request) {
     return true;
 }
 
+// Its finish reason is known.
+static void finish_answer(struct loop *loop, struct answer *answer, uint64_t now_ns) {
+    struct request *request = answer->request;
+    log_debug("answer %" PRIu32 " of request %s is done: %" PRIu32 " tokens", answer->index,
+              request->id, answer->completion.token_count);
+    throughput_count(&loop->throughput, now_ns / 1000000);
+    end_answer(loop, answer);
+    if (!request->is_ended) return;
+    loop->request_done_count++;
+    meters_observe(loop->meters, METER_REQUEST, now_ns - request->arrived_ns);
+}
+
+// Of a call that goes on, answers of which only the finish reason is missing.
+static void finish_known(struct loop *loop, struct request *request) {
+    uint64_t now_ns = clock_now_ns(&loop->config.clock);
+    for (uint32_t i = 0; i < request->answer_count; i++) {
+        struct answer *answer = &request->answers[i];
+        if (answer->is_ended || answer->completion.finish_reason == FINISH_NONE) continue;
+        reply_send(answer, now_ns);
+        finish_answer(loop, answer, now_ns);
+    }
+}
+
 static void on_request(struct loop *loop, struct request *request) {
     uint32_t wait_ms = retry_ms(loop);
     TAILQ_INSERT_TAIL(&loop->requests, request, link);
@@ -104,11 +127,14 @@ static void on_request(struct loop *loop, struct request *request) {
         return;
     }
     for (uint32_t i = 0; i < request->answer_count; i++) {
-        if (flow_add(loop->flow, &request->answers[i].sequence) == STATUS_OK) continue;
+        struct answer *answer = &request->answers[i];
+        if (answer->is_ended || answer->completion.finish_reason != FINISH_NONE) continue;
+        if (flow_add(loop->flow, &answer->sequence) == STATUS_OK) continue;
         refuse_request(loop, request, RETRY_MS_MAX);
         return;
     }
     loop->prompt_token_count += prompt_count;
+    finish_known(loop, request);
 }
 
 static void on_request_closed(struct loop *loop, struct request *request) {
@@ -158,14 +184,7 @@ static void on_sample(void *ctx, const struct scheduler_pick *pick,
         return;
     }
     reply_send(answer, now_ns);
-    if (answer->completion.finish_reason == FINISH_NONE) return;
-    log_debug("answer %" PRIu32 " of request %s is done: %" PRIu32 " tokens", answer->index,
-              request->id, answer->completion.token_count);
-    throughput_count(&loop->throughput, now_ns / 1000000);
-    end_answer(loop, answer);
-    if (!request->is_ended) return;
-    loop->request_done_count++;
-    meters_observe(loop->meters, METER_REQUEST, now_ns - request->arrived_ns);
+    if (answer->completion.finish_reason != FINISH_NONE) finish_answer(loop, answer, now_ns);
 }
 
 static void on_released(void *ctx, struct sequence *sequence) {

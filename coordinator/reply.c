@@ -40,10 +40,10 @@ static double ms_between(uint64_t from_ns, uint64_t to_ns) {
 
 static void write_usage(const struct request *request, uint64_t now_ns,
                         Stagecoach__V1__Usage *usage) {
-    const struct sequence *first = &request->answers[0].sequence;
+    const struct sequence *leader = &request->leader->sequence;
     stagecoach__v1__usage__init(usage);
-    usage->prompt_tokens = first->prompt_count;
-    usage->cached_tokens = first->cached_count;
+    usage->prompt_tokens = leader->prompt_count;
+    usage->cached_tokens = leader->cached_count;
     for (uint32_t i = 0; i < request->answer_count; i++)
         usage->completion_tokens += request->answers[i].completion.token_count;
     usage->queue_ms = ms_between(request->arrived_ns, request->issued_ns);
@@ -68,7 +68,21 @@ static void write_end(const struct completion *c, Stagecoach__V1__GenerateRespon
     }
 }
 
-// At most REPLY_TOKEN_COUNT tokens, and all text with the first of them.
+// Sends the message with the text of the first token_count unsent tokens, which is ended by '\0' in
+// its place for as long as it is packed.
+static bool send_with_text(struct request *request, Stagecoach__V1__GenerateResponse *out,
+                           const struct completion *c, uint32_t token_count) {
+    if (c->text.size_bytes == 0) return rpc_call_send(request->call, &out->base);
+    char *end = c->text.data + completion_text_bytes(c, token_count);
+    char after = *end;
+    *end = '\0';
+    out->text = c->text.data;
+    bool is_sent = rpc_call_send(request->call, &out->base);
+    *end = after;
+    return is_sent;
+}
+
+// One message: at most REPLY_TOKEN_COUNT tokens, and their text.
 bool reply_send_one(struct answer *answer, uint64_t now_ns) {
     struct request *request = answer->request;
     struct completion *c = &answer->completion;
@@ -76,7 +90,6 @@ bool reply_send_one(struct answer *answer, uint64_t now_ns) {
     uint32_t count = c->unsent_count < REPLY_TOKEN_COUNT ? c->unsent_count : REPLY_TOKEN_COUNT;
     bool is_last = count == c->unsent_count && c->finish_reason != FINISH_NONE;
     Stagecoach__V1__GenerateResponse out = STAGECOACH__V1__GENERATE_RESPONSE__INIT;
-    if (c->text.size_bytes > 0) out.text = c->text.data;
     for (uint32_t i = 0; i < count; i++)
         parts.token_ids[i] = c->tokens[i].token_id;
     out.token_ids = parts.token_ids;
@@ -87,6 +100,7 @@ bool reply_send_one(struct answer *answer, uint64_t now_ns) {
         out.n_logprobs = count;
     }
     out.index = answer->index;
+    out.token_first = c->token_count - c->unsent_count;
     out.seed = answer->sequence.sampling.seed;
     if (!request->is_first_sent) out.request_id = request->id;
     if (is_last) write_end(c, &out);
@@ -94,7 +108,7 @@ bool reply_send_one(struct answer *answer, uint64_t now_ns) {
         write_usage(request, now_ns, &parts.usage);
         out.usage = &parts.usage;
     }
-    if (!rpc_call_send(request->call, &out.base)) return false;
+    if (!send_with_text(request, &out, c, count)) return false;
     request->is_first_sent = true;
     request->sent_ns = now_ns;
     completion_sent(c, count);

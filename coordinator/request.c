@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "coordinator/request_parts.h"
 
 typedef Stagecoach__V1__GenerateRequest generate_message;
 
@@ -22,13 +23,14 @@ static enum status check_range(const struct range *range, struct error *error) {
                      (double)range->value, (double)range->minimum, (double)range->maximum);
 }
 
-static enum status check_count(const char *field, size_t value, size_t limit, struct error *error) {
+enum status request_check_count(const char *field, size_t value, size_t limit,
+                                struct error *error) {
     if (value <= limit) return STATUS_OK;
     return error_set(error, STATUS_INVALID, "%s is %zu, the limit is %zu", field, value, limit);
 }
 
-static enum status check_token_id(const struct request_rules *rules, const char *field,
-                                  size_t index, uint32_t token_id, struct error *error) {
+enum status request_check_token_id(const struct request_rules *rules, const char *field,
+                                   size_t index, uint32_t token_id, struct error *error) {
     if (token_id < rules->model->vocabulary_size) return STATUS_OK;
     return error_set(error, STATUS_INVALID,
                      "%s[%zu] is token %" PRIu32 ", the vocabulary of the model ends at %" PRIu32,
@@ -59,8 +61,8 @@ static enum status check_sampling(const Stagecoach__V1__Sampling *s, struct erro
         enum status status = check_range(&ranges[i], error);
         if (status != STATUS_OK) return status;
     }
-    return check_count("number of sampling.logit_bias entries", s->n_logit_bias,
-                       REQUEST_LOGIT_BIAS_COUNT_MAX, error);
+    return request_check_count("number of sampling.logit_bias entries", s->n_logit_bias,
+                               REQUEST_LOGIT_BIAS_COUNT_MAX, error);
 }
 
 static enum status read_biases(const struct request_rules *rules, const Stagecoach__V1__Sampling *s,
@@ -70,7 +72,8 @@ static enum status read_biases(const struct request_rules *rules, const Stagecoa
     if (sequence->biases == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
     for (size_t i = 0; i < s->n_logit_bias; i++) {
         const Stagecoach__V1__LogitBias *bias = s->logit_bias[i];
-        enum status status = check_token_id(rules, "sampling.logit_bias", i, bias->token_id, error);
+        enum status status =
+            request_check_token_id(rules, "sampling.logit_bias", i, bias->token_id, error);
         if (status != STATUS_OK) return status;
         status = check_range(&(struct range){"sampling.logit_bias", bias->bias, -100, 100}, error);
         if (status != STATUS_OK) return status;
@@ -90,7 +93,7 @@ static enum status read_sampling(const struct request_rules *rules, const genera
     bool has_logprobs =
         m->logprobs_presence_case == STAGECOACH__V1__GENERATE_REQUEST__LOGPROBS_PRESENCE_LOGPROBS;
     if (has_logprobs) {
-        status = check_count("logprobs", m->logprobs, REQUEST_TOP_LOGPROB_COUNT_MAX, error);
+        status = request_check_count("logprobs", m->logprobs, REQUEST_TOP_LOGPROB_COUNT_MAX, error);
         if (status != STATUS_OK) return status;
     }
     sequence->sampling = (struct frame_sequence){
@@ -113,8 +116,8 @@ static enum status read_sampling(const struct request_rules *rules, const genera
 static enum status read_stop_strings(const struct request_rules *rules,
                                      const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
                                      struct error *error) {
-    enum status status =
-        check_count("number of stop.strings", m->n_strings, REQUEST_STOP_STRING_COUNT_MAX, error);
+    enum status status = request_check_count("number of stop.strings", m->n_strings,
+                                             REQUEST_STOP_STRING_COUNT_MAX, error);
     if (status == STATUS_OK && m->n_strings > 0)
         status = request_needs_tokenizer(rules, "stop.strings", error);
     if (status != STATUS_OK) return status;
@@ -138,13 +141,13 @@ static enum status read_stop_strings(const struct request_rules *rules,
 static enum status read_stop_token_ids(const struct request_rules *rules,
                                        const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
                                        struct error *error) {
-    enum status status = check_count("number of stop.token_ids", m->n_token_ids,
-                                     REQUEST_STOP_TOKEN_COUNT_MAX, error);
+    enum status status = request_check_count("number of stop.token_ids", m->n_token_ids,
+                                             REQUEST_STOP_TOKEN_COUNT_MAX, error);
     if (status != STATUS_OK) return status;
     stop->token_ids = memory_array(m->n_token_ids, sizeof(*stop->token_ids));
     if (stop->token_ids == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
     for (size_t i = 0; i < m->n_token_ids; i++) {
-        status = check_token_id(rules, "stop.token_ids", i, m->token_ids[i], error);
+        status = request_check_token_id(rules, "stop.token_ids", i, m->token_ids[i], error);
         if (status != STATUS_OK) return status;
         stop->token_ids[stop->token_id_count++] = m->token_ids[i];
     }
@@ -219,7 +222,7 @@ static enum status tokenize_prompt(const struct request_rules *rules, const char
         goto free_ids;
     }
     for (size_t i = 0; i < count && status == STATUS_OK; i++)
-        status = check_token_id(rules, "tokens of text", i, ids[i], error);
+        status = request_check_token_id(rules, "tokens of text", i, ids[i], error);
     if (status != STATUS_OK) goto free_ids;
     status = sequence_init(sequence, ids, (uint32_t)count);
     if (status != STATUS_OK) status = error_set(error, status, "no memory");
@@ -237,10 +240,10 @@ static enum status read_prompt(const struct request_rules *rules, const generate
         const Stagecoach__V1__TokenIds *ids = m->token_ids;
         if (ids->n_ids == 0)
             return error_set(error, STATUS_INVALID, "token_ids is empty, it needs at least one");
-        enum status status =
-            check_count("number of token_ids", ids->n_ids, rules->position_count_max - 1, error);
+        enum status status = request_check_count("number of token_ids", ids->n_ids,
+                                                 rules->position_count_max - 1, error);
         for (size_t i = 0; i < ids->n_ids && status == STATUS_OK; i++)
-            status = check_token_id(rules, "token_ids", i, ids->ids[i], error);
+            status = request_check_token_id(rules, "token_ids", i, ids->ids[i], error);
         if (status != STATUS_OK) return status;
         status = sequence_init(sequence, ids->ids, (uint32_t)ids->n_ids);
         return status == STATUS_OK ? status : error_set(error, status, "no memory");
@@ -283,7 +286,7 @@ static enum status read_cache_salt(const char *text, struct request *request, st
 }
 
 static enum status make_answers(struct request *request, uint32_t n, struct error *error) {
-    enum status status = check_count("n", n, REQUEST_ANSWER_COUNT_MAX, error);
+    enum status status = request_check_count("n", n, REQUEST_ANSWER_COUNT_MAX, error);
     if (status != STATUS_OK) return status;
     uint32_t count = n == 0 ? 1 : n;
     request->answers = memory_array(count, sizeof(*request->answers));
@@ -315,7 +318,6 @@ static enum status finish_answer(const struct request_rules *rules, const genera
         enum status status = copy_sequence(first, sequence);
         if (status != STATUS_OK) return status;
         sequence->sampling.seed = request_seed(first->sampling.seed, answer->index);
-        sequence->leader = first;
     }
     sequence->owner = answer;
     sequence->priority = m->priority;
@@ -328,12 +330,28 @@ static enum status finish_answer(const struct request_rules *rules, const genera
     return sequence_begin_history(sequence);
 }
 
+// Answers that are complete from the beginning lead nobody.
+static void choose_leader(struct request *request) {
+    request->leader = &request->answers[0];
+    for (uint32_t i = request->answer_count; i-- > 0;) {
+        const struct answer *answer = &request->answers[i];
+        if (!answer->is_ended && answer->completion.finish_reason == FINISH_NONE)
+            request->leader = &request->answers[i];
+    }
+    for (uint32_t i = 0; i < request->answer_count; i++)
+        if (&request->answers[i] != request->leader)
+            request->answers[i].sequence.leader = &request->leader->sequence;
+}
+
 static enum status finish_answers(const struct request_rules *rules, const generate_message *m,
                                   struct request *request, struct error *error) {
     enum status status = STATUS_OK;
     for (uint32_t i = 0; i < request->answer_count && status == STATUS_OK; i++)
         status = finish_answer(rules, m, &request->answers[i]);
-    return status == STATUS_OK ? status : error_set(error, status, "no memory");
+    if (status != STATUS_OK) return error_set(error, status, "no memory");
+    status = request_resume(rules, m, request, error);
+    if (status == STATUS_OK) choose_leader(request);
+    return status;
 }
 
 enum status request_open(const struct request_rules *rules, const generate_message *message,

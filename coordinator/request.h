@@ -17,7 +17,7 @@ struct answer {
     uint32_t index;
     uint64_t last_token_ns; // when the last one was known; 0: none yet
     bool is_ended;          // no more rows are computed for it
-    bool is_last_sent;      // the message with its finish reason was given to the call
+    bool is_last_sent;      // the client has its finish reason: of this call or of an earlier one
 };
 
 // Sends one message of what is new of an answer, and says in is_last_sent whether it was the last.
@@ -26,10 +26,11 @@ typedef bool request_send_fn(struct answer *answer, uint64_t now_ns);
 
 struct request {
     char id[REQUEST_ID_BYTES_MAX + 1];
-    struct answer *answers; // the first one leads the others: its prompt's blocks are theirs too
+    struct answer *answers;
     uint32_t answer_count;
-    uint32_t running_count;      // answers not ended
-    uint32_t unsent_count;       // answers whose last message was not sent
+    struct answer *leader;  // the first that is computed: its prompt's blocks are the others' too
+    uint32_t running_count; // answers not ended
+    uint32_t unsent_count;  // answers whose last message was not sent
     struct stop_conditions stop; // of all answers
     char *cache_salt;            // NULL: none
     bool wants_logprobs;
@@ -60,7 +61,9 @@ MUST_USE enum status request_needs_tokenizer(const struct request_rules *rules, 
                                              struct error *error);
 
 // Validates every field of the message, tokenizes the prompt, and makes the request with all its
-// answers. STATUS_INVALID and STATUS_EXHAUSTED name the field, the value and the limit.
+// answers. Of a call that goes on with one that broke, each answer is as far as the client has it:
+// it may be ended, or its completion may have its finish_reason already. STATUS_INVALID and
+// STATUS_EXHAUSTED name the field, the value and the limit.
 MUST_USE enum status request_open(const struct request_rules *rules,
                                   const Stagecoach__V1__GenerateRequest *message,
                                   uint64_t arrived_ns, struct request **request_out,

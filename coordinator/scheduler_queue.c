@@ -203,7 +203,7 @@ static bool take_first_blocks(struct scheduler_queue *queue, struct sequence *se
         sequence->issued_count = 0;
         return false;
     }
-    if (sequence->run_count == 0) sequence->cached_count = cached_count;
+    if (sequence->run_count == 0) sequence_note_cached(sequence, cached_count);
     bool is_taken = sequence_take_blocks(sequence, queue->blocks, sequence->token_count);
     CHECK(is_taken);
     return true;
@@ -285,7 +285,7 @@ void scheduler_queue_publish(struct scheduler_queue *queue) {
 void scheduler_queue_take_cached(struct scheduler_queue *queue, struct sequence *sequence) {
     uint32_t count = sequence_take_cached(sequence, queue->blocks);
     if (count == 0) return;
-    if (sequence->run_count == 1) sequence->cached_count += count;
+    if (sequence->run_count == 1) sequence_note_cached(sequence, count);
     displace(queue, sequence);
     place(queue, sequence);
 }

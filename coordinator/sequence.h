@@ -116,6 +116,11 @@ void sequence_give_blocks(struct sequence *sequence, struct kv_blocks *blocks);
 // and gives back its own in their place; never with one that holds the last token. They count as
 // issued. Returns their positions.
 uint32_t sequence_take_cached(struct sequence *sequence, struct kv_blocks *blocks);
+// In its first run: so many more positions were cached. Only the prompt's are counted.
+static inline void sequence_note_cached(struct sequence *sequence, uint32_t count) {
+    uint32_t left_count = sequence->prompt_count - sequence->cached_count;
+    sequence->cached_count += count < left_count ? count : left_count;
+}
 // Tells the prefix cache of full blocks whose tokens are known and whose rows were sent: no frame
 // that was not sent yet may write to them. Where another block holds the same, takes that one.
 void sequence_publish(struct sequence *sequence, struct kv_blocks *blocks);

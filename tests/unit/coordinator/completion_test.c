@@ -180,6 +180,60 @@ static void completion_keeps_logprobs_until_they_are_sent(void **state) {
     fini(&c);
 }
 
+static const char MIXED_TEXT[] = "日本 x abc 😀 ab abce — é";
+static const char *const MIXED_STOPS[] = {"abcd", "😀!"};
+
+static void completion_sends_with_tokens_the_text_that_they_release(void **state) {
+    (void)state;
+    uint32_t ids[64];
+    size_t count = encode(MIXED_TEXT, ids, 64);
+    struct completion whole, c;
+    init(&c, 1000, MIXED_STOPS, 2);
+    for (size_t i = 0; i < count; i++)
+        push(&c, ids[i]);
+    completion_init(&whole, tokenizer, &stop, false, 1 << 20);
+    char sent[256] = "";
+    // In pieces of 1, 2, 3 ... tokens, though all were drawn before the first piece went out.
+    for (uint32_t piece = 1, at = 0; c.unsent_count > 0; piece++) {
+        if (piece > c.unsent_count) piece = c.unsent_count;
+        if (c.text.data != NULL) strncat(sent, c.text.data, completion_text_bytes(&c, piece));
+        completion_sent(&c, piece);
+        for (uint32_t i = 0; i < piece; i++)
+            push(&whole, ids[at++]);
+        assert_string_equal(sent, whole.text.data != NULL ? whole.text.data : "");
+    }
+    assert_int_equal(c.text.size_bytes, 0);
+    completion_fini(&whole);
+    fini(&c);
+}
+
+static void completion_goes_on_where_another_one_was(void **state) {
+    (void)state;
+    uint32_t ids[64];
+    uint32_t count = (uint32_t)encode(MIXED_TEXT, ids, 64);
+    for (uint32_t cut = 0; cut <= count; cut++) {
+        struct completion whole, c;
+        init(&c, count, MIXED_STOPS, 2);
+        completion_init(&whole, tokenizer, &stop, false, 1 << 20);
+        size_t before_bytes = 0;
+        for (uint32_t i = 0; i < count; i++) {
+            push(&whole, ids[i]);
+            if (i + 1 == cut) before_bytes = whole.text.size_bytes;
+            if (i < cut)
+                assert_int_equal(completion_advance(&c, ids[i]), STATUS_OK);
+            else
+                push(&c, ids[i]);
+        }
+        assert_int_equal(c.unsent_count, count - cut);
+        assert_int_equal(c.token_count, count);
+        assert_int_equal(c.finish_reason, FINISH_LENGTH);
+        assert_int_equal(c.text.size_bytes, whole.text.size_bytes - before_bytes);
+        if (cut < count) assert_string_equal(c.text.data, whole.text.data + before_bytes);
+        completion_fini(&whole);
+        fini(&c);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(completion_ends_at_max_tokens),
@@ -189,6 +243,8 @@ int main(void) {
         cmocka_unit_test(completion_ends_at_eos_and_stop_token_ids),
         cmocka_unit_test(completion_never_splits_characters),
         cmocka_unit_test(completion_keeps_logprobs_until_they_are_sent),
+        cmocka_unit_test(completion_sends_with_tokens_the_text_that_they_release),
+        cmocka_unit_test(completion_goes_on_where_another_one_was),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
 }
