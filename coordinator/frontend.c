@@ -33,6 +33,12 @@ static void closed_plain(struct rpc_call *call, void *ctx, enum rpc_code code,
     (void)call, (void)ctx, (void)code, (void)message;
 }
 
+static void closed_inference(struct rpc_call *call, void *ctx, enum rpc_code code,
+                             const char *message) {
+    (void)ctx, (void)code, (void)message;
+    access_log_write_call(call);
+}
+
 // -- Inference/Generate ---------------------------------------------------------------------------
 
 static void *inference_generate_begin(struct rpc_call *call, void *service_ctx) {
@@ -199,9 +205,10 @@ static const struct rpc_method inference_methods[] = {
       .message = inference_generate_message,
       .closed = generate_closed,
       .writable = generate_writable}},
-    {"Tokenize", {.begin = begin_plain, .message = tokenize_message, .closed = closed_plain}},
-    {"Detokenize", {.begin = begin_plain, .message = detokenize_message, .closed = closed_plain}},
-    {"GetModel", {.begin = begin_plain, .message = get_model_message, .closed = closed_plain}},
+    {"Tokenize", {.begin = begin_plain, .message = tokenize_message, .closed = closed_inference}},
+    {"Detokenize",
+     {.begin = begin_plain, .message = detokenize_message, .closed = closed_inference}},
+    {"GetModel", {.begin = begin_plain, .message = get_model_message, .closed = closed_inference}},
 };
 
 static const struct rpc_method admin_methods[] = {

@@ -64,10 +64,11 @@ void generate_writable(struct rpc_call *call, void *ctx) {
 }
 
 void generate_closed(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message) {
-    (void)call, (void)code, (void)message;
+    (void)code, (void)message;
     struct generate *generate = ctx;
-    if (generate == NULL) return;
-    if (generate->request != NULL)
+    if (generate != NULL && generate->request != NULL)
         inbox_put(generate->frontend->inbox, EVENT_REQUEST_CLOSED, generate->request, NULL);
+    else
+        access_log_write_call(call);
     free(generate);
 }

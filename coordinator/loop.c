@@ -145,6 +145,7 @@ static void on_request_closed(struct loop *loop, struct request *request) {
         loop->request_failed_count++;
         end_request(loop, request);
     }
+    access_log_write(request->call, request->trace_id, request);
     close_if_done(loop, request);
 }
 

@@ -1,5 +1,6 @@
 // stagecoach-coordinator: see --help.
 #include "base/signals.h"
+#include "coordinator/access_log.h"
 #include "coordinator/coordinator.h"
 
 int main(int argc, char **argv) {
@@ -9,6 +10,7 @@ int main(int argc, char **argv) {
     if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? 0 : 2;
     log_init("coordinator", settings.log_level);
     log_set_format(settings.log_format);
+    access_log_enable(!settings.no_access_log);
     struct error error;
     if (coordinator_run(&settings, &error) == STATUS_OK) return 0;
     log_error("%s", error.text);

@@ -381,6 +381,7 @@ close_request:
 void request_begin(struct request *request, struct rpc_call *call) {
     rpc_call_hold(call);
     request->call = call;
+    access_trace_id(call, request->trace_id);
 }
 
 void request_close(struct request *request) {

@@ -1,6 +1,7 @@
 // request: a client's ask, from the message that was validated to the last token.
 #pragma once
 
+#include "coordinator/access_log.h"
 #include "coordinator/completion.h"
 #include "coordinator/sequence.h"
 #include "proto/model_config.h"
@@ -26,6 +27,7 @@ typedef bool request_send_fn(struct answer *answer, uint64_t now_ns);
 
 struct request {
     char id[REQUEST_ID_BYTES_MAX + 1];
+    char trace_id[TRACE_ID_BYTES]; // "": none
     struct answer *answers;
     uint32_t answer_count;
     struct answer *leader;  // the first that is computed: its prompt's blocks are the others' too

@@ -8,7 +8,7 @@
 // Options whose value is one of a few words.
 struct words {
     const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level, *feedback,
-        *schedule, *prefix_cache, *log_format;
+        *schedule, *prefix_cache, *log_format, *access_log;
 };
 
 static bool refuse(const char *option, const char *text, const char *choices) {
@@ -51,6 +51,7 @@ static bool read_words(const struct words *words, struct settings *s) {
         return refuse("log-level", words->log_level, "error, warn, info or debug");
     if (!log_format_parse(words->log_format, &s->log_format))
         return refuse("log-format", words->log_format, "text or json");
+    if (!choose("access-log", words->access_log, "on", "off", &s->no_access_log)) return false;
     return true;
 }
 
@@ -66,8 +67,18 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .unread_seconds = 60,
         .drain_seconds = 30,
     };
-    struct words words = {"f32",    "bf16",      "safetensors", "checkpoint", "info",
-                          "direct", "pipelined", "on",          "text"};
+    struct words words = {
+        .activation_dtype = "f32",
+        .kv_dtype = "bf16",
+        .load_format = "safetensors",
+        .weights = "checkpoint",
+        .log_level = "info",
+        .log_format = "text",
+        .access_log = "on",
+        .feedback = "direct",
+        .schedule = "pipelined",
+        .prefix_cache = "on",
+    };
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
         {"model-name", OPTION_TEXT, &s.model_name, "NAME",
@@ -130,6 +141,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "error, warn, info or debug (default info)", 0, 0},
         {"log-format", OPTION_TEXT, &words.log_format, "FORMAT",
          "lines of the log: text, or json for one object each (default text)", 0, 0},
+        {"access-log", OPTION_TEXT, &words.access_log, "ON|OFF",
+         "a line of the log for each client request that is over (default on)", 0, 0},
     };
     const struct options options = {
         .program = "stagecoach-coordinator",

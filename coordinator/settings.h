@@ -41,6 +41,7 @@ struct settings {
     enum weight_format weight_format;
     enum log_level log_level;
     enum log_format log_format;
+    bool no_access_log;
 };
 
 MUST_USE enum options_result settings_parse(int argc, char **argv, struct settings *settings_out);

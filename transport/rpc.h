@@ -232,4 +232,15 @@ MUST_USE enum status rpc_call_add_trailers(struct rpc_call *call,
 
 // The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets and on a
 // client.
-void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes);
+void rpc_call_peer_host(const struct rpc_call *call, char *host_out, size_t host_capacity_bytes);
+
+// -- what a server tells of a call in its logs ----------------------------------------------------
+
+// Of a call that this server's services answer: "package.Service" and "Method". Static.
+const char *rpc_call_service_name(const struct rpc_call *call);
+const char *rpc_call_method_name(const struct rpc_call *call);
+// In `closed` and after: what the call came to, which is the answer that it was given, or
+// RPC_CANCELLED or RPC_DEADLINE_EXCEEDED when it was cut before. The sentence is the call's own.
+enum rpc_code rpc_call_outcome(const struct rpc_call *call, const char **message_out);
+// In `closed` and after: from begin to end.
+uint64_t rpc_call_lasted_ns(const struct rpc_call *call);

@@ -77,14 +77,15 @@ static bool deadline_was_reached(const struct rpc_call *call) {
     return gpr_time_to_millis(left) <= 10 + allowed_ms / 64;
 }
 
-static enum rpc_code server_outcome(const struct rpc_call *call, struct error *message) {
-    if (!call->cancelled) return RPC_OK;
-    if (deadline_was_reached(call)) {
-        (void)error_set(message, STATUS_TIMEOUT, "the deadline passed");
-        return RPC_DEADLINE_EXCEEDED;
-    }
-    (void)error_set(message, STATUS_CANCELLED, "cancelled, or the connection was lost");
-    return RPC_CANCELLED;
+// How a server's call ended, other than by our refusal: also who answered and was cut before the
+// answer was out is told that.
+static void note_server_outcome(struct rpc_call *call) {
+    call->outcome_code = call->end_code;
+    call->outcome_text = call->end_message.text;
+    if (!call->cancelled) return;
+    bool is_late = deadline_was_reached(call);
+    call->outcome_code = is_late ? RPC_DEADLINE_EXCEEDED : RPC_CANCELLED;
+    call->outcome_text = is_late ? "the deadline passed" : "cancelled, or the connection was lost";
 }
 
 static enum rpc_code client_outcome(const struct rpc_call *call, struct error *message) {
@@ -97,10 +98,14 @@ static enum rpc_code client_outcome(const struct rpc_call *call, struct error *m
 static void finish(struct rpc_call *call) {
     struct error message = call->refusal;
     enum rpc_code code = call->refusal_code;
-    if (code == RPC_OK && call->is_server)
-        code = server_outcome(call, &message);
-    else if (code == RPC_OK)
+    if (call->is_server) note_server_outcome(call);
+    if (code == RPC_OK && call->is_server && call->cancelled) {
+        code = call->outcome_code;
+        (void)error_set(&message, STATUS_OK, "%s", call->outcome_text);
+    } else if (code == RPC_OK && !call->is_server) {
         code = client_outcome(call, &message);
+    }
+    call->lasted = gpr_time_sub(gpr_now(GPR_CLOCK_MONOTONIC), call->begun);
     if (call->request != NULL) protobuf_c_message_free_unpacked(call->request, NULL);
     call->request = NULL;
     if (call->has_owner) call->handler.closed(call, call->ctx, code, message.text);
@@ -515,7 +520,7 @@ bool rpc_call_is_late(const struct rpc_call *call) {
     return call->is_server && gpr_time_cmp(call->deadline, gpr_now(GPR_CLOCK_MONOTONIC)) <= 0;
 }
 
-void rpc_call_peer_host(struct rpc_call *call, char *host_out, size_t host_capacity_bytes) {
+void rpc_call_peer_host(const struct rpc_call *call, char *host_out, size_t host_capacity_bytes) {
     CHECK(host_capacity_bytes > 0);
     size_t size_bytes = strnlen(call->peer_host, host_capacity_bytes - 1);
     memcpy(host_out, call->peer_host, size_bytes);
@@ -566,4 +571,22 @@ enum status rpc_call_add_trailers(struct rpc_call *call, const struct rpc_metada
         status = rpc_metadata_append(&call->send_trailing, entries, entry_count);
     pthread_mutex_unlock(&call->mutex);
     return status;
+}
+
+enum rpc_code rpc_call_outcome(const struct rpc_call *call, const char **message_out) {
+    CHECK(call->is_server && call->outcome_text != NULL);
+    *message_out = call->outcome_text;
+    return call->outcome_code;
+}
+
+uint64_t rpc_call_lasted_ns(const struct rpc_call *call) {
+    return (uint64_t)call->lasted.tv_sec * 1000000000 + (uint64_t)call->lasted.tv_nsec;
+}
+
+const char *rpc_call_service_name(const struct rpc_call *call) {
+    return call->service->name;
+}
+
+const char *rpc_call_method_name(const struct rpc_call *call) {
+    return call->method->name;
 }

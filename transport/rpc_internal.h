@@ -43,6 +43,7 @@ struct rpc_tag {
 // A method that this server answers.
 struct rpc_route {
     char path[256]; // "/package.Service/Method"
+    const ProtobufCServiceDescriptor *service;
     const ProtobufCMethodDescriptor *method;
     bool client_streams, server_streams;
     struct rpc_handler handler;
@@ -100,6 +101,9 @@ struct rpc_call {
     struct rpc_handler handler;
     void *ctx;
     const ProtobufCMessageDescriptor *send_type, *receive_type; // NULL without owner
+    const ProtobufCServiceDescriptor *service;                  // of a server's call with owner
+    const ProtobufCMethodDescriptor *method;                    // likewise
+    gpr_timespec lasted;                                        // once it is over
     gpr_timespec begun, deadline;                               // monotonic
     char peer_host[64];                                         // of a server's call
     ProtobufCMessage **keep_out; // rpc_call_wait: gets the message instead of handler.message
@@ -114,7 +118,9 @@ struct rpc_call {
     grpc_metadata_array initial, trailing; // client; gRPC owns what the entries say
     struct rpc_texts *metadata, *trailers; // what the peer sent, fixed from when owners can ask
     grpc_status_code status;
-    int cancelled; // server: out of the close batch
+    int cancelled;              // server: out of the close batch
+    enum rpc_code outcome_code; // server: how it ended, once it has
+    const char *outcome_text;
     uint32_t received_count;
     enum rpc_code refusal_code; // RPC_OK: this module refused nothing
     struct error refusal;

@@ -32,6 +32,7 @@ static enum status add_route(struct rpc *rpc, const ProtobufCServiceDescriptor *
     struct rpc_route *route = &rpc->routes[rpc->route_count];
     int size = snprintf(route->path, sizeof(route->path), "/%s/%s", service->name, method->name);
     CHECK(size > 0 && (size_t)size < sizeof(route->path));
+    route->service = service;
     route->method = descriptor;
     route->client_streams = streaming.client;
     route->server_streams = streaming.server;
@@ -71,6 +72,8 @@ static void read_peer(struct rpc_call *call) {
 static void own(struct rpc_call *call, const struct rpc_route *route) {
     call->has_owner = true;
     call->handler = route->handler;
+    call->service = route->service;
+    call->method = route->method;
     call->receive_type = route->method->input;
     call->send_type = route->method->output;
     call->receives_many = route->client_streams;
