@@ -164,6 +164,14 @@ enum {
     RPC_SEND_COUNT_DEFAULT = 256,
     // A call that is refused because there are too many may be made again after this long.
     RPC_RETRY_MS = 1000,
+    // Services whose health a server tells; one more is a failed CHECK. A request that names a
+    // longer
+    // service, or a further stream that watches, is refused.
+    RPC_HEALTH_SERVICE_COUNT_MAX = 16,
+    RPC_HEALTH_NAME_BYTES_MAX = 256,
+    RPC_HEALTH_WATCH_COUNT_MAX = 1024,
+    // Names in a reflection request, which comes back with its answer; longer ones are refused.
+    RPC_REFLECTION_NAME_BYTES_MAX = 1024,
     // Methods of all services of a server: rpc_add_service refuses more.
     RPC_METHOD_COUNT_MAX = 64,
     // Metadata entries that one side may add to a call: adding more fails.

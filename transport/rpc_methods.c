@@ -16,19 +16,6 @@ enum {
     METHOD_SERVER_STREAMING = 6,
 };
 
-// The first field with this number and of type RPC_WIRE_BYTES; an empty one when there is none.
-static struct rpc_wire_field first_of(struct rpc_wire wire, uint32_t id) {
-    struct rpc_wire_field field;
-    while (rpc_wire_next(&wire, &field)) {
-        if (field.id == id && field.type == RPC_WIRE_BYTES) return field;
-    }
-    return (struct rpc_wire_field){.id = id, .type = RPC_WIRE_BYTES};
-}
-
-static struct rpc_wire inside(const struct rpc_wire_field *field) {
-    return rpc_wire_of(field->data, field->size_bytes);
-}
-
 static bool flag_of(struct rpc_wire wire, uint32_t id) {
     struct rpc_wire_field field;
     bool flag = false;
@@ -43,10 +30,10 @@ static bool find_in_service(struct rpc_wire service, const char *method,
     struct rpc_wire_field field;
     while (rpc_wire_next(&service, &field)) {
         if (field.id != SERVICE_METHOD || field.type != RPC_WIRE_BYTES) continue;
-        struct rpc_wire_field name = first_of(inside(&field), METHOD_NAME);
+        struct rpc_wire_field name = rpc_wire_first(rpc_wire_inside(&field), METHOD_NAME);
         if (!rpc_wire_text_is(&name, method)) continue;
-        streaming_out->client = flag_of(inside(&field), METHOD_CLIENT_STREAMING);
-        streaming_out->server = flag_of(inside(&field), METHOD_SERVER_STREAMING);
+        streaming_out->client = flag_of(rpc_wire_inside(&field), METHOD_CLIENT_STREAMING);
+        streaming_out->server = flag_of(rpc_wire_inside(&field), METHOD_SERVER_STREAMING);
         return true;
     }
     return false;
@@ -61,15 +48,15 @@ static const char *name_in_package(const char *service, const struct rpc_wire_fi
 
 static bool find_in_file(struct rpc_wire file, const char *service, const char *method,
                          struct rpc_streaming *streaming_out) {
-    struct rpc_wire_field package = first_of(file, FILE_PACKAGE);
+    struct rpc_wire_field package = rpc_wire_first(file, FILE_PACKAGE);
     const char *name = name_in_package(service, &package);
     if (name == NULL) return false;
     struct rpc_wire_field field;
     while (rpc_wire_next(&file, &field)) {
         if (field.id != FILE_SERVICE || field.type != RPC_WIRE_BYTES) continue;
-        struct rpc_wire_field own_name = first_of(inside(&field), SERVICE_NAME);
+        struct rpc_wire_field own_name = rpc_wire_first(rpc_wire_inside(&field), SERVICE_NAME);
         if (rpc_wire_text_is(&own_name, name)) {
-            return find_in_service(inside(&field), method, streaming_out);
+            return find_in_service(rpc_wire_inside(&field), method, streaming_out);
         }
     }
     return false;
@@ -81,7 +68,7 @@ bool rpc_methods_find(const uint8_t *set, size_t set_bytes, const char *service,
     struct rpc_wire_field field;
     while (rpc_wire_next(&wire, &field)) {
         if (field.id != SET_FILE || field.type != RPC_WIRE_BYTES) continue;
-        if (find_in_file(inside(&field), service, method, streaming_out)) return true;
+        if (find_in_file(rpc_wire_inside(&field), service, method, streaming_out)) return true;
     }
     return false;
 }

@@ -59,3 +59,11 @@ bool rpc_wire_text_is(const struct rpc_wire_field *field, const char *text) {
     return field->type == RPC_WIRE_BYTES && field->size_bytes == size_bytes &&
            memcmp(field->data, text, size_bytes) == 0;
 }
+
+struct rpc_wire_field rpc_wire_first(struct rpc_wire wire, uint32_t id) {
+    struct rpc_wire_field field;
+    while (rpc_wire_next(&wire, &field)) {
+        if (field.id == id && field.type == RPC_WIRE_BYTES) return field;
+    }
+    return (struct rpc_wire_field){.id = id, .type = RPC_WIRE_BYTES};
+}

@@ -38,3 +38,11 @@ MUST_USE bool rpc_wire_next(struct rpc_wire *wire, struct rpc_wire_field *field_
 
 // Whether a field of type RPC_WIRE_BYTES holds exactly this text.
 bool rpc_wire_text_is(const struct rpc_wire_field *field, const char *text);
+
+// The fields inside a field of type RPC_WIRE_BYTES that is a message.
+static inline struct rpc_wire rpc_wire_inside(const struct rpc_wire_field *field) {
+    return rpc_wire_of(field->data, field->size_bytes);
+}
+
+// The first field with this number and of type RPC_WIRE_BYTES; an empty one when there is none.
+struct rpc_wire_field rpc_wire_first(struct rpc_wire wire, uint32_t id);

@@ -29,13 +29,15 @@ CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coord
 
 # Headers of others, and the only files that may include them.
 VENDOR_HOMES = [
-    (r"grpc/.*", r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|retry|wire)\.h"),
+    (r"grpc/(?!.*\.pb-c\.h).*",
+     r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|retry|wire)\.h"),
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
     (r"microhttpd\.h", r"coordinator/metrics_http\.c"),
     (r"pcre2\.h|utf8proc\.h", r"coordinator/.*"),
     # Messages only where they are packed or unpacked.
+    (r"grpc/.*\.pb-c\.h", r"transport/rpc_(health|reflection)\.c|client/.*"),
     (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]|transport/rpc_retry\.c"),
 ]
 
