@@ -129,8 +129,11 @@ static const struct declaration *find_symbol(const struct rpc_descriptors *descr
     struct rpc_descriptors_file file;
     while (next_file(&wire, &file)) {
         struct rpc_wire_field package = rpc_wire_first(inside_file(&file), FILE_PACKAGE);
-        const char *rest = package.size_bytes == 0 ? name : after(name, &package);
-        if (rest == NULL) continue;
+        const char *rest = name;
+        if (package.size_bytes > 0) {
+            rest = after(name, &package);
+            if (rest == NULL) continue; // of another package
+        }
         const struct declaration *found = find_in(inside_file(&file), SCOPE_FILE, rest);
         if (found == NULL) continue;
         *file_out = file;
