@@ -162,6 +162,7 @@ enum {
     RPC_RECEIVE_BYTES_DEFAULT = 4 << 20,
     RPC_CALL_COUNT_DEFAULT = 4096,
     RPC_SEND_COUNT_DEFAULT = 256,
+    RPC_SEND_BYTES_DEFAULT = 1 << 20,
     // A call that is refused because there are too many may be made again after this long.
     RPC_RETRY_MS = 1000,
     // Services whose health a server tells; one more is a failed CHECK. A request that names a

@@ -36,6 +36,25 @@ enum status error_set(struct error *error, enum status status, const char *forma
     va_start(args, format);
     vsnprintf(error->text, sizeof(error->text), format, args);
     va_end(args);
+    error->field[0] = '\0';
+    return status;
+}
+
+// The path that the sentence begins with.
+static void take_field(struct error *error) {
+    size_t size_bytes = strcspn(error->text, " :");
+    if (size_bytes >= sizeof(error->field)) size_bytes = 0;
+    memcpy(error->field, error->text, size_bytes);
+    error->field[size_bytes] = '\0';
+}
+
+enum status error_set_field(struct error *error, enum status status, const char *format, ...) {
+    if (error == NULL) return status;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(error->text, sizeof(error->text), format, args);
+    va_end(args);
+    take_field(error);
     return status;
 }
 
@@ -57,4 +76,10 @@ void error_prefix(struct error *error, const char *format, ...) {
         used += length;
     }
     error->text[used] = '\0';
+}
+
+void error_prefix_field(struct error *error, const char *field) {
+    if (error == NULL) return;
+    error_prefix(error, "%s", field);
+    take_field(error);
 }

@@ -26,6 +26,7 @@ const char *status_name(enum status status);
 // and the limit. Owned by the caller; plain memory, may be copied.
 struct error {
     char text[512];
+    char field[128]; // path of the message's field that is at fault: "stop.strings[2]"; "": none
 };
 
 // Writes the sentence (cut at the end of the buffer) and returns `status`, so that a function can
@@ -33,5 +34,12 @@ struct error {
 enum status error_set(struct error *error, enum status status, const char *format, ...)
     PRINTF_LIKE(3, 4);
 
+// The same for a sentence that begins with the path of the field that is at fault: what comes
+// before its first space or colon is kept in error->field too, unless it is too long for that.
+enum status error_set_field(struct error *error, enum status status, const char *format, ...)
+    PRINTF_LIKE(3, 4);
+
 // Puts "prefix: " before the sentence, for callers that know the file or request it is about.
 void error_prefix(struct error *error, const char *format, ...) PRINTF_LIKE(2, 3);
+// Puts "field: " before the sentence: this field is at fault.
+void error_prefix_field(struct error *error, const char *field);

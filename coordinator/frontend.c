@@ -9,16 +9,12 @@
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 
-static void end_with(struct rpc_call *call, enum status status, const struct error *error) {
-    rpc_call_end(call, rpc_code_of(status), error->text);
-}
-
 // False: the call was ended.
 static bool has_tokenizer(const struct frontend *frontend, struct rpc_call *call,
                           const char *field) {
     struct error error;
     enum status status = request_needs_tokenizer(&frontend->rules, field, &error);
-    if (status != STATUS_OK) end_with(call, status, &error);
+    if (status != STATUS_OK) rpc_call_fail(call, status, &error);
     return status == STATUS_OK;
 }
 
@@ -68,10 +64,10 @@ static void tokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMe
     struct error error;
     size_t size_bytes = strlen(m->text);
     if (size_bytes > REQUEST_TEXT_BYTES_MAX) {
-        end_with(call,
-                 error_set(&error, STATUS_INVALID, "text has %zu bytes, the limit is %d",
-                           size_bytes, REQUEST_TEXT_BYTES_MAX),
-                 &error);
+        rpc_call_fail(call,
+                      error_set_field(&error, STATUS_INVALID, "text has %zu bytes, the limit is %d",
+                                      size_bytes, REQUEST_TEXT_BYTES_MAX),
+                      &error);
         return;
     }
     size_t capacity_count = size_bytes + 64;
@@ -88,7 +84,7 @@ static void tokenize_message(struct rpc_call *call, void *ctx, const ProtobufCMe
         response.token_ids = ids;
         if (rpc_call_send(call, &response.base)) rpc_call_end(call, RPC_OK, "");
     } else {
-        end_with(call, status, &error);
+        rpc_call_fail(call, status, &error);
     }
     free(ids);
 }
@@ -99,10 +95,11 @@ static void detokenize_message(struct rpc_call *call, void *ctx, const ProtobufC
     if (!has_tokenizer(frontend, call, "token_ids")) return;
     struct error error;
     if (m->n_token_ids > REQUEST_DETOKENIZE_COUNT_MAX) {
-        end_with(call,
-                 error_set(&error, STATUS_INVALID, "number of token_ids is %zu, the limit is %d",
-                           m->n_token_ids, REQUEST_DETOKENIZE_COUNT_MAX),
-                 &error);
+        rpc_call_fail(call,
+                      error_set_field(&error, STATUS_INVALID,
+                                      "token_ids has %zu entries, the limit is %d", m->n_token_ids,
+                                      REQUEST_DETOKENIZE_COUNT_MAX),
+                      &error);
         return;
     }
     struct buffer text;
@@ -114,7 +111,7 @@ static void detokenize_message(struct rpc_call *call, void *ctx, const ProtobufC
         if (text.data != NULL) response.text = text.data;
         if (rpc_call_send(call, &response.base)) rpc_call_end(call, RPC_OK, "");
     } else {
-        end_with(call, status, &error);
+        rpc_call_fail(call, status, &error);
     }
     buffer_fini(&text);
 }

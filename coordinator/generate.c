@@ -44,7 +44,7 @@ void generate_take(struct rpc_call *call, void *ctx, const ProtobufCMessage *mes
     struct request *request;
     enum status status = open(frontend, message, &request, &error);
     if (status != STATUS_OK) {
-        rpc_call_end(call, rpc_code_of(status), error.text);
+        rpc_call_fail(call, status, &error);
         return;
     }
     request_begin(request, call);

@@ -19,30 +19,40 @@ struct range {
 static enum status check_range(const struct range *range, struct error *error) {
     // Written so that a NaN is refused.
     if (range->value >= range->minimum && range->value <= range->maximum) return STATUS_OK;
-    return error_set(error, STATUS_INVALID, "%s is %g, it must be from %g to %g", range->field,
-                     (double)range->value, (double)range->minimum, (double)range->maximum);
+    return error_set_field(error, STATUS_INVALID, "%s is %g, it must be from %g to %g",
+                           range->field, (double)range->value, (double)range->minimum,
+                           (double)range->maximum);
 }
 
 enum status request_check_count(const char *field, size_t value, size_t limit,
                                 struct error *error) {
     if (value <= limit) return STATUS_OK;
-    return error_set(error, STATUS_INVALID, "%s is %zu, the limit is %zu", field, value, limit);
+    return error_set_field(error, STATUS_INVALID, "%s is %zu, the limit is %zu", field, value,
+                           limit);
+}
+
+enum status request_check_length(const char *field, size_t count, size_t limit,
+                                 struct error *error) {
+    if (count <= limit) return STATUS_OK;
+    return error_set_field(error, STATUS_INVALID, "%s has %zu entries, the limit is %zu", field,
+                           count, limit);
 }
 
 enum status request_check_token_id(const struct request_rules *rules, const char *field,
                                    size_t index, uint32_t token_id, struct error *error) {
     if (token_id < rules->model->vocabulary_size) return STATUS_OK;
-    return error_set(error, STATUS_INVALID,
-                     "%s[%zu] is token %" PRIu32 ", the vocabulary of the model ends at %" PRIu32,
-                     field, index, token_id, rules->model->vocabulary_size - 1);
+    return error_set_field(error, STATUS_INVALID,
+                           "%s[%zu] is token %" PRIu32
+                           ", the vocabulary of the model ends at %" PRIu32,
+                           field, index, token_id, rules->model->vocabulary_size - 1);
 }
 
 enum status request_needs_tokenizer(const struct request_rules *rules, const char *field,
                                     struct error *error) {
     if (rules->tokenizer != NULL) return STATUS_OK;
-    return error_set(error, STATUS_INVALID,
-                     "%s: this model has no tokenizer.json: send token_ids, and read token_ids",
-                     field);
+    return error_set_field(
+        error, STATUS_INVALID,
+        "%s: this model has no tokenizer.json: send token_ids, and read token_ids", field);
 }
 
 // -- sampling -------------------------------------------------------------------------------------
@@ -61,8 +71,8 @@ static enum status check_sampling(const Stagecoach__V1__Sampling *s, struct erro
         enum status status = check_range(&ranges[i], error);
         if (status != STATUS_OK) return status;
     }
-    return request_check_count("number of sampling.logit_bias entries", s->n_logit_bias,
-                               REQUEST_LOGIT_BIAS_COUNT_MAX, error);
+    return request_check_length("sampling.logit_bias", s->n_logit_bias,
+                                REQUEST_LOGIT_BIAS_COUNT_MAX, error);
 }
 
 static enum status read_biases(const struct request_rules *rules, const Stagecoach__V1__Sampling *s,
@@ -116,8 +126,8 @@ static enum status read_sampling(const struct request_rules *rules, const genera
 static enum status read_stop_strings(const struct request_rules *rules,
                                      const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
                                      struct error *error) {
-    enum status status = request_check_count("number of stop.strings", m->n_strings,
-                                             REQUEST_STOP_STRING_COUNT_MAX, error);
+    enum status status =
+        request_check_length("stop.strings", m->n_strings, REQUEST_STOP_STRING_COUNT_MAX, error);
     if (status == STATUS_OK && m->n_strings > 0)
         status = request_needs_tokenizer(rules, "stop.strings", error);
     if (status != STATUS_OK) return status;
@@ -126,11 +136,11 @@ static enum status read_stop_strings(const struct request_rules *rules,
     for (size_t i = 0; i < m->n_strings; i++) {
         size_t size_bytes = strlen(m->strings[i]);
         if (size_bytes == 0)
-            return error_set(error, STATUS_INVALID, "stop.strings[%zu] is empty", i);
+            return error_set_field(error, STATUS_INVALID, "stop.strings[%zu] is empty", i);
         if (size_bytes > REQUEST_STOP_STRING_BYTES_MAX)
-            return error_set(error, STATUS_INVALID,
-                             "stop.strings[%zu] has %zu bytes, the limit is %d", i, size_bytes,
-                             REQUEST_STOP_STRING_BYTES_MAX);
+            return error_set_field(error, STATUS_INVALID,
+                                   "stop.strings[%zu] has %zu bytes, the limit is %d", i,
+                                   size_bytes, REQUEST_STOP_STRING_BYTES_MAX);
         stop->strings[i] = strdup(m->strings[i]);
         if (stop->strings[i] == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
         stop->string_count++;
@@ -141,8 +151,8 @@ static enum status read_stop_strings(const struct request_rules *rules,
 static enum status read_stop_token_ids(const struct request_rules *rules,
                                        const Stagecoach__V1__Stop *m, struct stop_conditions *stop,
                                        struct error *error) {
-    enum status status = request_check_count("number of stop.token_ids", m->n_token_ids,
-                                             REQUEST_STOP_TOKEN_COUNT_MAX, error);
+    enum status status =
+        request_check_length("stop.token_ids", m->n_token_ids, REQUEST_STOP_TOKEN_COUNT_MAX, error);
     if (status != STATUS_OK) return status;
     stop->token_ids = memory_array(m->n_token_ids, sizeof(*stop->token_ids));
     if (stop->token_ids == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory");
@@ -159,15 +169,15 @@ static enum status read_max_tokens(const struct request_rules *rules, uint32_t a
                                    uint32_t prompt_count, uint32_t *max_out, struct error *error) {
     uint32_t context = rules->position_count_max;
     if (prompt_count >= context)
-        return error_set(error, STATUS_INVALID,
-                         "prompt has %" PRIu32 " tokens, the limit is %" PRIu32
-                         " (the context of %" PRIu32 " less one token to make)",
-                         prompt_count, context - 1, context);
+        return error_set_field(error, STATUS_INVALID,
+                               "prompt has %" PRIu32 " tokens, the limit is %" PRIu32
+                               " (the context of %" PRIu32 " less one token to make)",
+                               prompt_count, context - 1, context);
     if (asked > context - prompt_count)
-        return error_set(error, STATUS_INVALID,
-                         "stop.max_tokens is %" PRIu32 ", the limit after a prompt of %" PRIu32
-                         " tokens is %" PRIu32,
-                         asked, prompt_count, context - prompt_count);
+        return error_set_field(error, STATUS_INVALID,
+                               "stop.max_tokens is %" PRIu32
+                               ", the limit after a prompt of %" PRIu32 " tokens is %" PRIu32,
+                               asked, prompt_count, context - prompt_count);
     uint32_t max_count = asked != 0 ? asked : context - prompt_count;
     uint32_t kv_positions = rules->kv_position_count;
     if (prompt_count >= kv_positions || (asked != 0 && asked > kv_positions - prompt_count))
@@ -203,8 +213,8 @@ static enum status tokenize_prompt(const struct request_rules *rules, const char
     if (status != STATUS_OK) return status;
     size_t size_bytes = strlen(text);
     if (size_bytes > REQUEST_TEXT_BYTES_MAX)
-        return error_set(error, STATUS_INVALID, "text has %zu bytes, the limit is %d", size_bytes,
-                         REQUEST_TEXT_BYTES_MAX);
+        return error_set_field(error, STATUS_INVALID, "text has %zu bytes, the limit is %d",
+                               size_bytes, REQUEST_TEXT_BYTES_MAX);
     // A token has at least one byte, and the post-processor adds a few.
     size_t capacity_count = size_bytes + 64;
     uint32_t *ids = memory_array(capacity_count, sizeof(*ids));
@@ -214,15 +224,16 @@ static enum status tokenize_prompt(const struct request_rules *rules, const char
                               TOKENIZER_ADD_SPECIAL | TOKENIZER_PARSE_SPECIAL, ids, capacity_count,
                               &count, error);
     if (status != STATUS_OK) {
-        error_prefix(error, "text");
+        error_prefix_field(error, "text");
         goto free_ids;
     }
     if (count == 0) {
-        status = error_set(error, STATUS_INVALID, "text has no tokens, it needs at least one");
+        status =
+            error_set_field(error, STATUS_INVALID, "text has no tokens, it needs at least one");
         goto free_ids;
     }
     for (size_t i = 0; i < count && status == STATUS_OK; i++)
-        status = request_check_token_id(rules, "tokens of text", i, ids[i], error);
+        status = request_check_token_id(rules, "text: tokens", i, ids[i], error);
     if (status != STATUS_OK) goto free_ids;
     status = sequence_init(sequence, ids, (uint32_t)count);
     if (status != STATUS_OK) status = error_set(error, status, "no memory");
@@ -239,9 +250,10 @@ static enum status read_prompt(const struct request_rules *rules, const generate
     case STAGECOACH__V1__GENERATE_REQUEST__PROMPT_TOKEN_IDS: {
         const Stagecoach__V1__TokenIds *ids = m->token_ids;
         if (ids->n_ids == 0)
-            return error_set(error, STATUS_INVALID, "token_ids is empty, it needs at least one");
-        enum status status = request_check_count("number of token_ids", ids->n_ids,
-                                                 rules->position_count_max - 1, error);
+            return error_set_field(error, STATUS_INVALID,
+                                   "token_ids is empty, it needs at least one");
+        enum status status =
+            request_check_length("token_ids", ids->n_ids, rules->position_count_max - 1, error);
         for (size_t i = 0; i < ids->n_ids && status == STATUS_OK; i++)
             status = request_check_token_id(rules, "token_ids", i, ids->ids[i], error);
         if (status != STATUS_OK) return status;
@@ -249,7 +261,7 @@ static enum status read_prompt(const struct request_rules *rules, const generate
         return status == STATUS_OK ? status : error_set(error, status, "no memory");
     }
     default:
-        return error_set(error, STATUS_INVALID, "prompt is missing: set text or token_ids");
+        return error_set_field(error, STATUS_INVALID, "prompt is missing: set text or token_ids");
     }
 }
 
@@ -259,13 +271,13 @@ static enum status read_id(const struct request_rules *rules, const char *text, 
                            struct error *error) {
     size_t size_bytes = strlen(text);
     if (size_bytes > REQUEST_ID_BYTES_MAX)
-        return error_set(error, STATUS_INVALID, "request_id has %zu bytes, the limit is %d",
-                         size_bytes, REQUEST_ID_BYTES_MAX);
+        return error_set_field(error, STATUS_INVALID, "request_id has %zu bytes, the limit is %d",
+                               size_bytes, REQUEST_ID_BYTES_MAX);
     for (size_t i = 0; i < size_bytes; i++) {
         if (text[i] <= ' ' || text[i] > '~')
-            return error_set(error, STATUS_INVALID,
-                             "request_id has byte 0x%02x at %zu, it must be printable ASCII",
-                             (unsigned)(unsigned char)text[i], i);
+            return error_set_field(error, STATUS_INVALID,
+                                   "request_id has byte 0x%02x at %zu, it must be printable ASCII",
+                                   (unsigned)(unsigned char)text[i], i);
     }
     if (size_bytes > 0)
         memcpy(id_out, text, size_bytes + 1);
@@ -277,8 +289,8 @@ static enum status read_id(const struct request_rules *rules, const char *text, 
 static enum status read_cache_salt(const char *text, struct request *request, struct error *error) {
     size_t size_bytes = strlen(text);
     if (size_bytes > REQUEST_CACHE_SALT_BYTES_MAX)
-        return error_set(error, STATUS_INVALID, "cache_salt has %zu bytes, the limit is %d",
-                         size_bytes, REQUEST_CACHE_SALT_BYTES_MAX);
+        return error_set_field(error, STATUS_INVALID, "cache_salt has %zu bytes, the limit is %d",
+                               size_bytes, REQUEST_CACHE_SALT_BYTES_MAX);
     if (size_bytes == 0) return STATUS_OK;
     request->cache_salt = strdup(text);
     return request->cache_salt != NULL ? STATUS_OK

@@ -6,6 +6,9 @@
 // STATUS_INVALID, with a sentence that says what `field` is and what the limit is.
 MUST_USE enum status request_check_count(const char *field, size_t value, size_t limit,
                                          struct error *error);
+// The same for a repeated field and how many entries it has.
+MUST_USE enum status request_check_length(const char *field, size_t count, size_t limit,
+                                          struct error *error);
 // The same for element `index` of `field` and the model's vocabulary.
 MUST_USE enum status request_check_token_id(const struct request_rules *rules, const char *field,
                                             size_t index, uint32_t token_id, struct error *error);

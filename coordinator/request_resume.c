@@ -12,28 +12,27 @@ static enum status check_seed(const generate_message *m, struct error *error) {
     if (m->sampling != NULL &&
         m->sampling->seed_presence_case == STAGECOACH__V1__SAMPLING__SEED_PRESENCE_SEED)
         return STATUS_OK;
-    return error_set(error, STATUS_INVALID,
-                     "sampling.seed is missing, resume needs the seed of the call that broke");
+    return error_set_field(
+        error, STATUS_INVALID,
+        "sampling.seed is missing, resume needs the seed of the call that broke");
 }
 
 static enum status check_entries(const generate_message *m, const struct request *request,
                                  struct error *error) {
     if (m->n_resume != request->answer_count)
-        return error_set(error, STATUS_INVALID,
-                         "number of resume entries is %zu, it must be n, which is %" PRIu32,
-                         m->n_resume, request->answer_count);
+        return error_set_field(error, STATUS_INVALID,
+                               "resume has %zu entries, it must have n, which is %" PRIu32,
+                               m->n_resume, request->answer_count);
     for (size_t i = 0; i < m->n_resume; i++)
         if (!m->resume[i]->complete) return STATUS_OK;
-    return error_set(error, STATUS_INVALID,
-                     "resume has %zu answers and all are complete, at least one must not be",
-                     m->n_resume);
+    return error_set_field(error, STATUS_INVALID,
+                           "resume has %zu answers and all are complete, at least one must not be",
+                           m->n_resume);
 }
 
 static enum status check_token_ids(const struct request_rules *rules, const resumed_answer *resumed,
                                    const char *field, uint32_t count_max, struct error *error) {
-    char number[64];
-    (void)snprintf(number, sizeof(number), "number of %s", field);
-    enum status status = request_check_count(number, resumed->n_token_ids, count_max, error);
+    enum status status = request_check_length(field, resumed->n_token_ids, count_max, error);
     for (size_t i = 0; i < resumed->n_token_ids && status == STATUS_OK; i++)
         status = request_check_token_id(rules, field, i, resumed->token_ids[i], error);
     return status;
@@ -52,9 +51,10 @@ static enum status advance(struct answer *answer, const resumed_answer *resumed,
                            struct error *error) {
     for (size_t i = 0; i < resumed->n_token_ids; i++) {
         if (answer->completion.finish_reason != FINISH_NONE)
-            return error_set(error, STATUS_INVALID,
-                             "%s has %zu tokens, but token %" PRIu32 " at %zu ends the answer",
-                             field, resumed->n_token_ids, resumed->token_ids[i - 1], i - 1);
+            return error_set_field(error, STATUS_INVALID,
+                                   "%s has %zu tokens, but token %" PRIu32
+                                   " at %zu ends the answer",
+                                   field, resumed->n_token_ids, resumed->token_ids[i - 1], i - 1);
         enum status status = sequence_append(&answer->sequence, resumed->token_ids[i]);
         if (status == STATUS_OK)
             status = completion_advance(&answer->completion, resumed->token_ids[i]);
@@ -74,7 +74,8 @@ static enum status resume_answer(const struct request_rules *rules, const resume
     if (status != STATUS_OK) return status;
     if (!resumed->complete) return advance(answer, resumed, field, error);
     if (resumed->n_token_ids == 0)
-        return error_set(error, STATUS_INVALID, "%s is empty, a complete answer has tokens", field);
+        return error_set_field(error, STATUS_INVALID, "%s is empty, a complete answer has tokens",
+                               field);
     set_complete(answer, resumed);
     return STATUS_OK;
 }

@@ -120,6 +120,7 @@ static struct rpc_config with_defaults(const struct rpc_config *config) {
         result.descriptor_set = descriptors_begin;
         result.descriptor_set_bytes = descriptors_size_bytes();
     }
+    if (result.send_bytes_max == 0) result.send_bytes_max = RPC_SEND_BYTES_DEFAULT;
     return result;
 }
 

@@ -64,8 +64,10 @@ struct rpc_call; // one call, on either side; counted references
 struct rpc_config {
     size_t receive_bytes_max; // a larger message ends the call with RESOURCE_EXHAUSTED; 0: 4 MiB
     uint32_t call_count_max;  // calls in progress; more are answered RESOURCE_EXHAUSTED; 0: 4096
-    // Messages waiting to be sent on one call; at the limit rpc_call_send returns false. 0: 256
+    // Messages waiting to be sent on one call, and their bytes; at either limit rpc_call_send
+    // returns false, unless no other message waits. 0: 256, 1 MiB
     uint32_t send_count_max;
+    size_t send_bytes_max;
     // An encoded google.protobuf.FileDescriptorSet with every service that is served or called;
     // borrowed until rpc_close. NULL: proto/descriptors.
     const uint8_t *descriptor_set;
@@ -178,7 +180,8 @@ void rpc_call_hold(struct rpc_call *call);
 void rpc_call_release(struct rpc_call *call);
 
 // Packs and queues a message; nothing is kept of it. False, and nothing queued, when send_count_max
-// messages wait already (`writable` follows when half of them are gone), or when the call is over
+// messages or send_bytes_max wait already (`writable` follows when half is gone), or when the call
+// is over
 // (`closed` ran or will). What a server answers to a call with a single response goes out at
 // rpc_call_end.
 MUST_USE bool rpc_call_send(struct rpc_call *call, const ProtobufCMessage *message);
@@ -196,6 +199,10 @@ void rpc_call_end(struct rpc_call *call, enum rpc_code code, const char *message
 // google.rpc.RetryInfo in grpc-status-details-bin.
 void rpc_call_refuse(struct rpc_call *call, enum rpc_code code, const char *message,
                      uint32_t retry_ms);
+
+// The same for an `error` of ours, with the code of its status. If the status is STATUS_INVALID and
+// error->field is not empty, the client also gets a google.rpc.BadRequest that names the field.
+void rpc_call_fail(struct rpc_call *call, enum status status, const struct error *error);
 
 // Ends the call at once, whatever is queued; `closed` follows with RPC_CANCELLED.
 void rpc_call_cancel(struct rpc_call *call);

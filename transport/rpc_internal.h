@@ -3,6 +3,7 @@
 //
 //   rpc.c         life, completion queue thread     rpc_server.c  new calls, routes, listening
 //   rpc_call.c    one call, either side             rpc_client.c  channels, beginning a call
+//   rpc_send.c    its sending half                  rpc_receive.c its receiving half
 //
 // Locks: rpc->mutex, then call->mutex; never the other way round, none during a callback.
 #pragma once
@@ -86,6 +87,7 @@ struct rpc_channel {
 
 struct rpc_message_node {
     struct rpc_message_node *next;
+    size_t size_bytes;
     grpc_byte_buffer *bytes;
 };
 
@@ -123,7 +125,7 @@ struct rpc_call {
     const char *outcome_text;
     uint32_t received_count;
     enum rpc_code refusal_code; // RPC_OK: this module refused nothing
-    struct error refusal;
+    char *refusal_text;         // NULL: none
     bool initial_metadata_asked, metadata_seen;
 
     // What follows, and every start of a batch, is guarded by the mutex.
@@ -139,9 +141,9 @@ struct rpc_call {
     bool writable_due;
     uint32_t tag_count; // batches in flight
     uint32_t queued_count;
+    size_t queued_bytes;
     enum rpc_code end_code;
-    struct error end_message;
-    uint32_t end_retry_ms;                           // 0: says nothing
+    char *end_text;                                  // NULL: ""
     grpc_metadata_array send_initial, send_trailing; // to go out
     grpc_call *grpc;                                 // NULL when the call has been freed
     struct rpc_message_node *first, *last;
@@ -167,6 +169,24 @@ void rpc_slot_post(struct rpc_slot *slot);
 
 // With two references: the first is dropped when the call is over. NULL: no memory.
 struct rpc_call *rpc_call_new(struct rpc *rpc);
-// Starts the close and the first receive batch, and sends what may be sent.
+// Starts the close batch, and sends what may be sent.
 void rpc_call_start(struct rpc_call *call);
+// Starts one batch. The mutex is held.
+void rpc_call_start_batch(struct rpc_call *call, struct rpc_tag *tag, const grpc_op *ops,
+                          size_t op_count);
+// The last thing that is done for every tag: ends the call when it was the last one.
+void rpc_call_settle(struct rpc_call *call);
+
+// -- rpc_send.c ----------------------------------------------------------------------------------
+
+// Starts the next send batch when there is something to send and none is in flight. The mutex is
+// held.
+void rpc_call_pump(struct rpc_call *call);
+// Frees what waits to be sent. The mutex is held.
+void rpc_call_drop_queue(struct rpc_call *call);
+void rpc_call_on_send(void *call, bool success);
+
+// -- rpc_receive.c -------------------------------------------------------------------------------
+
 void rpc_call_start_receive(struct rpc_call *call);
+void rpc_call_on_receive(void *call, bool success);

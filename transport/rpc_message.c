@@ -18,11 +18,11 @@ struct place {
 
 static enum status refuse(const struct place *place, struct error *error, const char *reason) {
     if (place == NULL) return error_set(error, STATUS_INVALID, "message: %s", reason);
-    (void)error_set(error, STATUS_INVALID, "%s: %s", place->name, reason);
+    (void)error_set_field(error, STATUS_INVALID, "%s: %s", place->name, reason);
     for (const struct place *outer = place->outer; outer != NULL; outer = outer->outer) {
         struct error inner = {0};
         if (error != NULL) inner = *error;
-        (void)error_set(error, STATUS_INVALID, "%s.%.400s", outer->name, inner.text);
+        (void)error_set_field(error, STATUS_INVALID, "%s.%.400s", outer->name, inner.text);
     }
     return STATUS_INVALID;
 }

@@ -167,7 +167,7 @@ void subject_run(struct subject *subject, const struct subject_step *step) {
     CHECK(frame_format(subject->in, &wanted, &view) == STATUS_OK);
     for (uint32_t i = 0; i < step->sequence_count; i++)
         sequence_write(subject, &view, i, step);
-    struct error error = {{0}};
+    struct error error = {0};
     struct frame_view in, out;
     if (engine_check(subject->engine, subject->in, &in, &error) != STATUS_OK) {
         fprintf(stderr, "step %llu: %s\n", (unsigned long long)subject->step, error.text);

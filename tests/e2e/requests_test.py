@@ -6,6 +6,8 @@ import threading
 import unittest
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from harness import (PATIENCE, PROMPT, Completion, Pipeline, expect_code, inference_pb2,
                      wait_until)
@@ -266,9 +268,24 @@ class RequestsTest(unittest.TestCase):
                 fields = {"text": "The", **fields}
             request = inference_pb2.GenerateRequest(**fields)
             with self.subTest(word=word, fields=str(fields)[:80]):
-                with expect_code(self, INVALID, word):
+                with self.assertRaises(grpc.RpcError) as caught:
                     list(self.pipeline.inference.Generate(request, timeout=10 * PATIENCE))
+                self.assertEqual(caught.exception.code(), INVALID)
+                self.assertIn(word, caught.exception.details())
+                self.check_violation(caught.exception, word)
         self.assertEqual(self.pipeline.pipeline().step_count, steps)
+
+    def check_violation(self, error, word):
+        """What programs read that know google.rpc.BadRequest."""
+        status = rpc_status.from_call(error)  # checks code and message against the call's
+        self.assertEqual(len(status.details), 1)
+        bad_request = error_details_pb2.BadRequest()
+        self.assertTrue(status.details[0].Unpack(bad_request))
+        self.assertEqual(len(bad_request.field_violations), 1)
+        violation = bad_request.field_violations[0]
+        self.assertIn(word, violation.field)
+        self.assertTrue(error.details().startswith(violation.field), violation.field)
+        self.assertEqual(violation.description, error.details())
 
     def test_largest_allowed_values_are_accepted(self):
         sampling = {"temperature": 100, "top_p": 1, "min_p": 1, "repetition_penalty": 100,
@@ -301,8 +318,10 @@ class RequestsTest(unittest.TestCase):
 
     def test_text_that_is_not_utf8_is_refused(self):
         call = self.pipeline.channel.unary_stream("/stagecoach.v1.Inference/Generate")
-        with expect_code(self, INVALID):
+        with self.assertRaises(grpc.RpcError) as caught:
             list(call(b"\x0a\x02\xc3\x28", timeout=10 * PATIENCE))
+        self.assertEqual(caught.exception.code(), INVALID)
+        self.check_violation(caught.exception, "text")
 
     def test_unknown_method_is_unimplemented(self):
         call = self.pipeline.channel.unary_unary("/stagecoach.v1.Inference/Dance")

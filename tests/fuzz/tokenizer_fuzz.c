@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (text_bytes > TEXT_BYTES_MAX) text_bytes = TEXT_BYTES_MAX;
 
     struct tokenizer *tokenizer;
-    struct error error = {""};
+    struct error error = {0};
     if (tokenizer_open_memory("fuzz", (const char *)data, file_bytes, &tokenizer, &error) !=
         STATUS_OK) {
         CHECK(error.text[0] != '\0');

@@ -30,7 +30,7 @@ CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coord
 # Headers of others, and the only files that may include them.
 VENDOR_HOMES = [
     (r"grpc/(?!.*\.pb-c\.h).*",
-     r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|retry|wire)\.h"),
+     r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|refusal|wire)\.h"),
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
@@ -38,7 +38,7 @@ VENDOR_HOMES = [
     (r"pcre2\.h|utf8proc\.h", r"coordinator/.*"),
     # Messages only where they are packed or unpacked.
     (r"grpc/.*\.pb-c\.h", r"transport/rpc_(health|reflection)\.c|client/.*"),
-    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]|transport/rpc_retry\.c"),
+    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]|transport/rpc_refusal\.c"),
 ]
 
 ISA_FLAGS = {

@@ -37,6 +37,32 @@ static void error_keeps_the_sentence_and_gives_the_status_back(void **state) {
     error_prefix(NULL, "file");
 }
 
+static void error_names_the_field_at_fault_when_told_to(void **state) {
+    (void)state;
+    struct error error;
+    assert_int_equal(error_set_field(&error, STATUS_INVALID, "stop.strings[%d] is empty", 3),
+                     STATUS_INVALID);
+    assert_string_equal(error.text, "stop.strings[3] is empty");
+    assert_string_equal(error.field, "stop.strings[3]");
+    error_prefix(&error, "request");
+    assert_string_equal(error.field, "stop.strings[3]");
+    (void)error_set(&error, STATUS_INVALID, "text is empty");
+    assert_string_equal(error.field, "");
+    error_prefix_field(&error, "prompt");
+    assert_string_equal(error.text, "prompt: text is empty");
+    assert_string_equal(error.field, "prompt");
+
+    char path[sizeof(error.field) + 1];
+    memset(path, 'x', sizeof(path) - 1);
+    path[sizeof(path) - 1] = '\0';
+    (void)error_set_field(&error, STATUS_INVALID, "%s: no", path);
+    assert_string_equal(error.field, ""); // none rather than a part of it
+    (void)error_set_field(&error, STATUS_INVALID, "%s: no", path + 1);
+    assert_string_equal(error.field, path + 1);
+    assert_int_equal(error_set_field(NULL, STATUS_INVALID, "text"), STATUS_INVALID);
+    error_prefix_field(NULL, "text");
+}
+
 static void error_cuts_what_does_not_fit(void **state) {
     (void)state;
     char text[2 * sizeof(struct error)];
@@ -228,6 +254,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(status_names_are_distinct_and_lower_case),
         cmocka_unit_test(error_keeps_the_sentence_and_gives_the_status_back),
+        cmocka_unit_test(error_names_the_field_at_fault_when_told_to),
         cmocka_unit_test(error_cuts_what_does_not_fit),
         cmocka_unit_test(log_line_has_time_level_name_and_text),
         cmocka_unit_test(log_writes_up_to_its_level_and_no_more),

@@ -120,7 +120,7 @@ static struct scheduler_pick row_of(struct world *world, uint32_t index, bool is
 static struct frame_view parse_sent(struct world *world, uint32_t index) {
     struct frame_limits limits = limits_of(FRAME_STEP);
     struct frame_view view;
-    struct error error = {{0}};
+    struct error error = {0};
     enum status status = frame_parse(world->sent[index], &limits, &view, &error);
     assert_string_equal(error.text, "");
     assert_int_equal(status, STATUS_OK);

@@ -58,7 +58,7 @@ static void plan_parse_refuses_what_is_not_a_split(void **state) {
     };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         struct plan plan;
-        struct error error = {{0}};
+        struct error error = {0};
         assert_int_equal(plan_parse(texts[i], 8, &plan, &error), STATUS_INVALID);
         assert_non_null(strstr(error.text, "layers"));
     }

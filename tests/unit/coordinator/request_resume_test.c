@@ -154,13 +154,13 @@ static void tokens_beyond_an_end_or_a_limit_are_refused(void **state) {
     expect_refusal(&ask, "resume[1].token_ids has 2 tokens, but token 40 at 0 ends the answer");
     ask.stop.n_token_ids = 0;
     give(&ask, 1, ids, 11, false);
-    expect_refusal(&ask, "number of resume[1].token_ids is 11, the limit is 10");
+    expect_refusal(&ask, "resume[1].token_ids has 11 entries, the limit is 10");
     // What is complete is not held against stop conditions, only against what any answer can be.
     give(&ask, 1, ids, 11, true);
     request_close(open_request(&ask));
     static uint32_t many[CONTEXT + 1];
     give(&ask, 1, many, CONTEXT + 1, true);
-    expect_refusal(&ask, "number of resume[1].token_ids is 65, the limit is 64");
+    expect_refusal(&ask, "resume[1].token_ids has 65 entries, the limit is 64");
 }
 
 static void ids_beyond_the_vocabulary_are_refused(void **state) {
@@ -180,7 +180,7 @@ static void resume_needs_its_seed_and_an_entry_for_each_answer(void **state) {
     struct ask ask;
     ask_init(&ask, 2);
     ask.message.n_resume = 1;
-    expect_refusal(&ask, "number of resume entries is 1, it must be n, which is 2");
+    expect_refusal(&ask, "resume has 1 entries, it must have n, which is 2");
     ask.message.n = 0;
     request_close(open_request(&ask)); // n = 0 is one answer
     ask.message.n = 2;

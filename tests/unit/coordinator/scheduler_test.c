@@ -138,7 +138,7 @@ static void check_microbatch(struct fixture *f, struct frame *frame, uint32_t pi
         .token_lag_max = UINT32_MAX,
     };
     struct frame_view view;
-    struct error error = {{0}};
+    struct error error = {0};
     enum status status = frame_parse(frame, &limits, &view, &error);
     assert_string_equal(error.text, "");
     assert_int_equal(status, STATUS_OK);

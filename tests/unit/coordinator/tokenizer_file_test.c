@@ -196,7 +196,7 @@ struct bad {
 static void check_bad(const struct bad *bad, size_t count) {
     for (size_t i = 0; i < count; i++) {
         struct tokenizer *tokenizer = NULL;
-        struct error error = {""};
+        struct error error = {0};
         enum status status = open_parts(&bad[i].parts, &tokenizer, &error);
         if (status != bad[i].status || strstr(error.text, bad[i].sentence) == NULL)
             fail_msg("\"%s\": %s: %s", bad[i].sentence, status_name(status), error.text);

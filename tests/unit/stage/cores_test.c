@@ -312,7 +312,7 @@ static void request_parse_refuses_mistakes(void **state) {
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct core_request request = {.share_count = 77};
-        struct error error = {""};
+        struct error error = {0};
         assert_int_equal(core_request_parse(cases[i].text, &request, &error), STATUS_INVALID);
         if (strstr(error.text, cases[i].word) == NULL)
             fail_msg("%s: %s", cases[i].text, error.text);

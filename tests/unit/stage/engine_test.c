@@ -52,7 +52,7 @@ static void open_fixture_with(struct fixture *f, uint32_t stage_count,
     memset(f, 0, sizeof(*f));
     f->stage_count = stage_count;
     f->load_format = load_format;
-    struct error error = {{0}};
+    struct error error = {0};
     struct backend_config backend = {.thread_count = 1, .variant = "auto"};
     assert_int_equal(backend_cpu_open(&backend, &f->backend, &error), STATUS_OK);
     assert_int_equal(model_config_read(MODEL, &f->config, &error), STATUS_OK);
@@ -140,7 +140,7 @@ static struct frame_view run(struct fixture *f, uint32_t mask) {
         slot++;
     }
     for (uint32_t stage = 0; stage < f->stage_count; stage++) {
-        struct error error = {{0}};
+        struct error error = {0};
         struct frame_view in, out;
         enum status status = engine_check(f->engines[stage], f->frames[stage], &in, &error);
         assert_string_equal(error.text, "");
@@ -216,7 +216,7 @@ static void engine_drops_frames_of_another_epoch_and_refuses_wrong_ones(void **s
     struct drawn before, after;
     keep(&result, 0, &before);
     struct frame_header *header = (struct frame_header *)f.frames[0]->data;
-    struct error error = {{0}};
+    struct error error = {0};
     header->epoch = 8;
     struct frame_view view;
     assert_int_equal(engine_check(f.engines[0], f.frames[0], &view, &error), STATUS_UNAVAILABLE);
@@ -362,7 +362,7 @@ static void engine_refuses_an_assignment_by_the_name_of_its_field(void **state) 
             break;
         }
         struct engine_sizes sizes;
-        struct error error = {{0}};
+        struct error error = {0};
         enum status status = engine_load(f.engines[0], &a, NULL, NULL, &sizes, &error);
         assert_int_equal(status, STATUS_INVALID);
         if (strstr(error.text, field) == NULL) fail_msg("%s: %s", field, error.text);

@@ -127,7 +127,7 @@ static struct frame_limits limits_of(const struct world *w, uint64_t epoch) {
 }
 
 static void open_stage(struct world *w, struct stage *stage) {
-    struct error error = {{0}};
+    struct error error = {0};
     struct backend_config backend = {.thread_count = 1, .variant = "auto"};
     assert_int_equal(backend_cpu_open(&backend, &stage->backend, &error), STATUS_OK);
     assert_int_equal(wake_init(&stage->wake), STATUS_OK);
@@ -144,7 +144,7 @@ static void open_world(struct world *w, uint32_t stage_count) {
     log_init("test", LOG_NONE);
     w->clock = clock_system();
     w->stage_count = stage_count;
-    struct error error = {{0}};
+    struct error error = {0};
     assert_int_equal(model_config_read(MODEL, &w->config, &error), STATUS_OK);
     assert_int_equal(wake_init(&w->wake), STATUS_OK);
     assert_int_equal(io_open(&(struct io_config){.owner_wake = &w->wake}, &w->io), STATUS_OK);
@@ -291,7 +291,7 @@ static void take_result(struct world *w, uint64_t epoch) {
         if (event.kind != IO_SENT) fail_msg("event %d: %s", event.kind, event.error.text);
     struct frame_limits limits = limits_of(w, epoch);
     struct frame_view view;
-    struct error error = {{0}};
+    struct error error = {0};
     enum status status = frame_parse(event.frame, &limits, &view, &error);
     assert_string_equal(error.text, "");
     assert_int_equal(status, STATUS_OK);

@@ -35,7 +35,7 @@ struct health_world {
 
 static void open_world(struct health_world *w, uint32_t send_count_max) {
     const struct rpc_config server = {.send_count_max = send_count_max}, client = {0};
-    struct error error = {{0}};
+    struct error error = {0};
     uint16_t port;
     *w = (struct health_world){0};
     assert_int_equal(rpc_open(&server, &w->server), STATUS_OK);
@@ -77,7 +77,7 @@ static void check_tells_what_was_set_last(void **state) {
     (void)state;
     struct health_world w;
     open_world(&w, 0);
-    struct error error = {{0}};
+    struct error error = {0};
     int status = -1;
     rpc_health_set(w.health, "", RPC_HEALTH_SERVING);
     rpc_health_set(w.health, "a.Service", RPC_HEALTH_NOT_SERVING);
@@ -95,7 +95,7 @@ static void check_of_an_unknown_service_is_not_found(void **state) {
     (void)state;
     struct health_world w;
     open_world(&w, 0);
-    struct error error = {{0}};
+    struct error error = {0};
     int status;
     rpc_health_set(w.health, "a.Service", RPC_HEALTH_SERVING);
     assert_int_equal(check(&w, "a.Servic", &status, &error), RPC_NOT_FOUND);
