@@ -131,6 +131,18 @@ enum {
     STAGE_DIAL_MS_MAX = 2000,
 };
 
+// -- VllmEngine -----------------------------------------------------------------------------------
+enum {
+    // Ids of one Abort; more are refused.
+    VLLM_ABORT_ID_COUNT_MAX = REQUEST_COUNT_MAX,
+    // Files of a tokenizer, and their bytes in all, plain or packed: with more, GetTokenizer is
+    // refused.
+    VLLM_TOKENIZER_FILE_COUNT_MAX = 50,
+    VLLM_TOKENIZER_BYTES_MAX = 128 << 20,
+    // Bytes of one message of GetTokenizer.
+    VLLM_TOKENIZER_CHUNK_BYTES = 64 << 10,
+};
+
 // -- meters ---------------------------------------------------------------------------------------
 enum {
     // Steps whose times are remembered, a power of two; older ones that a stage has not reported

@@ -75,9 +75,11 @@ static void drop_front(struct buffer *buffer, size_t size_bytes) {
 // Moves the first size_bytes of held text to the text that may be sent, with the last token.
 static enum status release(struct completion *c, size_t size_bytes) {
     if (size_bytes == 0) return STATUS_OK;
-    enum status status = buffer_append(&c->text, c->held.data, size_bytes);
-    if (status != STATUS_OK) return status;
-    c->tokens[c->unsent_count - 1].text_bytes += size_bytes;
+    if (!c->drops_text) {
+        enum status status = buffer_append(&c->text, c->held.data, size_bytes);
+        if (status != STATUS_OK) return status;
+        c->tokens[c->unsent_count - 1].text_bytes += size_bytes;
+    }
     drop_front(&c->held, size_bytes);
     return STATUS_OK;
 }
@@ -179,6 +181,7 @@ size_t completion_text_bytes(const struct completion *completion, uint32_t token
 }
 
 void completion_sent(struct completion *completion, uint32_t token_count) {
+    if (token_count == 0) return;
     drop_front(&completion->text, completion_text_bytes(completion, token_count));
     completion->unsent_count -= token_count;
     memmove(completion->tokens, completion->tokens + token_count,

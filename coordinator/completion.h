@@ -35,6 +35,7 @@ struct completion {
     const struct stop_conditions *stop; // borrowed
     struct detokenizer detokenizer;
     bool keep_special;
+    bool drops_text;                 // nobody reads it; stop strings are found all the same
     uint32_t token_count;            // drawn so far
     struct buffer held;              // text not released: it may be the start of a stop string
     struct buffer text;              // released, not sent yet

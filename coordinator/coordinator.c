@@ -14,6 +14,7 @@
 #include "base/signals.h"
 #include "coordinator/loop.h"
 #include "coordinator/metrics_http.h"
+#include "coordinator/vllm.h"
 #include "proto/model_config.h"
 
 enum { TICK_MS = 100 };
@@ -34,6 +35,7 @@ struct coordinator {
     struct io *io;
     struct rpc *rpc;
     struct frontend frontend;
+    struct vllm vllm;
     Stagecoach__V1__Model model_message;
     char clock_id[CLOCK_ID_BYTES_MAX + 1];
     char data_address[ADDRESS_HOST_BYTES_MAX + 16];
@@ -271,6 +273,19 @@ static enum status write_port_file(const char *path, uint16_t port, struct error
     return STATUS_OK;
 }
 
+static void open_vllm(struct coordinator *c) {
+    struct vllm_config config = {
+        .frontend = &c->frontend,
+        .model = {.model = &c->model,
+                  .path = c->model_path,
+                  .name = c->model_name,
+                  .has_tokenizer = c->tokenizer != NULL,
+                  .position_count_max = c->position_count_max},
+        .running_count_max = (uint32_t)c->settings->sequence_count_max,
+    };
+    vllm_open(&c->vllm, &config);
+}
+
 static enum status open_rpc(struct coordinator *c, struct error *error) {
     struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2};
     enum status status = rpc_open(&config, &c->rpc);
@@ -285,7 +300,9 @@ static enum status open_rpc(struct coordinator *c, struct error *error) {
     c->frontend.inbox = &c->inbox;
     c->frontend.clock = c->clock;
     c->frontend.model = &c->model_message;
+    open_vllm(c);
     status = frontend_serve(&c->frontend, c->rpc, error);
+    if (status == STATUS_OK) status = vllm_serve(&c->vllm, c->rpc, error);
     if (status != STATUS_OK) return status;
     uint16_t port;
     status = rpc_serve(c->rpc, c->settings->listen, &port, error);
@@ -318,6 +335,7 @@ static void serve_and_drain(struct coordinator *c) {
 
 static void close_all(struct coordinator *c) {
     rpc_close(c->rpc, 200);
+    vllm_close(&c->vllm);
     io_close(c->io);
     metrics_http_stop(c->metrics);
     loop_close(c->loop);

@@ -15,6 +15,7 @@ enum event_kind {
     EVENT_REQUEST_CLOSED,   // subject: struct request; the last event about it
     EVENT_PIPELINE_ASKED,   // subject: struct rpc_call of Admin/GetPipeline, with a reference
     EVENT_STEPS_ASKED,      // subject: struct steps_query, now the loop's
+    EVENT_VLLM_ASKED,       // subject: struct vllm_query, now the loop's
     EVENT_METRICS_ASKED,    // subject: struct metrics_http
     EVENT_STAGE_OPENED,     // subject: struct member, now the loop's
     EVENT_STAGE_MESSAGE,    // subject: struct member; message: StageMessage

@@ -11,6 +11,7 @@
 #include "coordinator/metrics_http.h"
 #include "coordinator/reply.h"
 #include "coordinator/throughput.h"
+#include "coordinator/vllm_query.h"
 
 enum { CHECK_MS = 100 };
 
@@ -281,6 +282,38 @@ static void on_steps_asked(struct loop *loop, struct steps_query *query) {
     free(query);
 }
 
+// -- VllmEngine -----------------------------------------------------------------------------------
+
+static void abort_request(struct loop *loop, struct request *request) {
+    log_debug("request %s is aborted", request->id);
+    loop->request_failed_count++;
+    for (uint32_t i = 0; i < request->answer_count; i++) {
+        struct answer *answer = &request->answers[i];
+        if (answer->is_ended) continue;
+        answer->completion.finish_reason = FINISH_CANCELLED;
+        end_answer(loop, answer);
+    }
+    reply_send_all(request, clock_now_ns(&loop->config.clock));
+}
+
+static void abort_requests(struct loop *loop, const struct vllm_query *query) {
+    struct request *request;
+    TAILQ_FOREACH(request, &loop->requests, link) {
+        if (request->is_abortable && !request->is_ended && vllm_query_has_id(query, request->id))
+            abort_request(loop, request);
+    }
+}
+
+static void on_vllm_asked(struct loop *loop, struct vllm_query *query) {
+    if (query->question == VLLM_ABORT) abort_requests(loop, query);
+    Stagecoach__V1__Pipeline out;
+    if (describe(loop, &out) == STATUS_OK)
+        vllm_query_answer(query, &out);
+    else
+        vllm_query_fail(query, "no memory");
+    free_stages(&out);
+}
+
 // -- what came ------------------------------------------------------------------------------------
 
 static void handle_event(struct loop *loop, const struct event *event) {
@@ -296,6 +329,9 @@ static void handle_event(struct loop *loop, const struct event *event) {
         break;
     case EVENT_PIPELINE_ASKED:
         on_pipeline_asked(loop, event->subject);
+        break;
+    case EVENT_VLLM_ASKED:
+        on_vllm_asked(loop, event->subject);
         break;
     case EVENT_METRICS_ASKED:
         on_metrics_asked(loop, event->subject);

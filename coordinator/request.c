@@ -173,13 +173,16 @@ static enum status read_max_tokens(const struct request_rules *rules, uint32_t a
                                "prompt has %" PRIu32 " tokens, the limit is %" PRIu32
                                " (the context of %" PRIu32 " less one token to make)",
                                prompt_count, context - 1, context);
+    uint32_t kv_positions = rules->kv_position_count;
+    bool has_room = asked <= context - prompt_count && prompt_count < kv_positions &&
+                    asked <= kv_positions - prompt_count;
+    if (rules->clamps_max_tokens && !has_room) asked = 0;
     if (asked > context - prompt_count)
         return error_set_field(error, STATUS_INVALID,
                                "stop.max_tokens is %" PRIu32
                                ", the limit after a prompt of %" PRIu32 " tokens is %" PRIu32,
                                asked, prompt_count, context - prompt_count);
     uint32_t max_count = asked != 0 ? asked : context - prompt_count;
-    uint32_t kv_positions = rules->kv_position_count;
     if (prompt_count >= kv_positions || (asked != 0 && asked > kv_positions - prompt_count))
         return error_set(error, STATUS_EXHAUSTED,
                          "prompt of %" PRIu32 " tokens and stop.max_tokens of %" PRIu32

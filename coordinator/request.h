@@ -36,6 +36,8 @@ struct request {
     struct stop_conditions stop; // of all answers
     char *cache_salt;            // NULL: none
     bool wants_logprobs;
+    bool is_abortable;     // by its id: it came through VllmEngine
+    bool wants_deltas;     // false: all of an answer comes in its last message
     request_send_fn *send; // as its service answers; set before the loop has the request
     struct rpc_call *call; // one reference; NULL until request_begin
     uint64_t arrived_ns, issued_ns, first_token_ns; // 0: not yet
@@ -53,6 +55,7 @@ struct request_rules {
     const struct tokenizer *tokenizer; // NULL: token ids alone
     uint32_t position_count_max;       // prompt and completion, also bounded by the KV memory
     uint32_t kv_position_count;        // positions that the KV memory has in all
+    bool clamps_max_tokens;            // what there is no room for is cut off, not refused
     // For seeds and names that the client leaves to us: 64 random bits. Any thread.
     uint64_t (*draw)(void *ctx);
     void *draw_ctx;
