@@ -99,7 +99,8 @@ struct rpc_handler {
     // The call is over and nothing comes after: on a server because it was answered (RPC_OK,
     // whatever the answer), refused for a bad message (the code that the peer got), past its
     // deadline (RPC_DEADLINE_EXCEEDED), or cancelled or cut (RPC_CANCELLED: gRPC does not tell
-    // which); on a client with the server's code and message. Always runs exactly once.
+    // which); on a client with the server's code and message, or RPC_INTERNAL when the only
+    // response of a call is missing. Always runs exactly once.
     void (*closed)(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message);
     // There is room to send again after rpc_call_send returned false. NULL allowed.
     void (*writable)(struct rpc_call *call, void *ctx);

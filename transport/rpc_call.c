@@ -88,7 +88,12 @@ static void tell_client(struct rpc_call *call) {
     (void)error_set(&message, STATUS_OK, "%.*s", (int)GRPC_SLICE_LENGTH(call->status_details),
                     (const char *)GRPC_SLICE_START_PTR(call->status_details));
     bool is_known = call->status <= GRPC_STATUS_UNAUTHENTICATED;
-    tell_owner(call, is_known ? (enum rpc_code)call->status : RPC_UNKNOWN, message.text);
+    enum rpc_code code = is_known ? (enum rpc_code)call->status : RPC_UNKNOWN;
+    // gRPC takes also what broke off inside a message for a good end.
+    if (code == RPC_OK && !call->receives_many && call->received_count == 0)
+        tell_owner(call, RPC_INTERNAL, "the server gave no answer");
+    else
+        tell_owner(call, code, message.text);
 }
 
 // All tags are back: tells the owner and frees the gRPC call.

@@ -245,7 +245,7 @@ class OverloadTest(unittest.TestCase):
         streams = {connection.call(GENERATE, self.request(), grpc_timeout=timeout)
                    for timeout in timeouts for _ in range(25)}
         answers = {}
-        for kind, stream, payload in connection.frames(0.5):
+        for kind, _, stream, payload in connection.frames(0.5):
             if kind == http2.HEADERS:
                 answers.setdefault(stream, payload)
         connection.close()

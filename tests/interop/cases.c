@@ -73,11 +73,13 @@ static void begin_large_unary(struct case_context *context, struct talk *talk,
     (void)case_expect(context, talk_send(talk, &request.base), "the request could not be sent");
 }
 
-enum rpc_code case_large_unary(struct case_context *context, uint32_t *size_bytes_out) {
+enum rpc_code case_large_unary(struct case_context *context, uint32_t *size_bytes_out,
+                               char *text_out) {
     struct talk talk;
     begin_large_unary(context, &talk, NULL);
     enum rpc_code code = talk_end(&talk);
     *size_bytes_out = talk.count > 0 ? talk.sizes[0] : 0;
+    if (text_out != NULL) (void)snprintf(text_out, CASE_TEXT_BYTES_MAX + 1, "%s", talk.text);
     talk_fini(&talk);
     return code;
 }
@@ -108,7 +110,7 @@ static void empty_unary(struct case_context *context) {
 
 static void large_unary(struct case_context *context) {
     uint32_t size_bytes;
-    enum rpc_code code = case_large_unary(context, &size_bytes);
+    enum rpc_code code = case_large_unary(context, &size_bytes, NULL);
     (void)case_expect(context, code == RPC_OK, "the call ended with %s", rpc_code_name(code));
     (void)case_expect(context, size_bytes == CASE_ANSWER_BYTES, "the answer has %u bytes",
                       size_bytes);

@@ -25,13 +25,16 @@ extern const size_t negative_case_count;
 // Prints the sentence unless `is_met`. Returns is_met.
 bool case_expect(struct case_context *context, bool is_met, const char *format, ...)
     PRINTF_LIKE(3, 4);
-// Makes the large unary call of the cases: 271828 bytes there, response_size back. Returns the
-// code, and in *size_bytes_out what came (0 without an answer).
-enum rpc_code case_large_unary(struct case_context *context, uint32_t *size_bytes_out);
 
 enum {
     CASE_REQUEST_BYTES = 271828,
     CASE_ANSWER_BYTES = 314159,
-    CASE_NEGATIVE_ANSWER_BYTES =
-        1024, // what servers of the negative cases answer whatever is asked
+    CASE_NEGATIVE_ANSWER_BYTES = 1024, // what servers of the negative cases always answer
+    CASE_TEXT_BYTES_MAX = 511,
 };
+
+// Makes the large unary call of the cases: CASE_REQUEST_BYTES there, CASE_ANSWER_BYTES back.
+// Returns the code, in *size_bytes_out what came (0 without an answer), and in text_out, unless
+// that is NULL, the sentence of at most CASE_TEXT_BYTES_MAX bytes.
+enum rpc_code case_large_unary(struct case_context *context, uint32_t *size_bytes_out,
+                               char *text_out);

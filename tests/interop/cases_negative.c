@@ -1,5 +1,6 @@
 #include "cases.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -10,7 +11,7 @@
 
 static void expect_answer(struct case_context *context) {
     uint32_t size_bytes;
-    enum rpc_code code = case_large_unary(context, &size_bytes);
+    enum rpc_code code = case_large_unary(context, &size_bytes, NULL);
     (void)case_expect(context, code == RPC_OK, "the call ended with %s", rpc_code_name(code));
     (void)case_expect(context, size_bytes == CASE_NEGATIVE_ANSWER_BYTES,
                       "the answer has %u bytes in place of %d", size_bytes,
@@ -19,7 +20,7 @@ static void expect_answer(struct case_context *context) {
 
 static void expect_failure(struct case_context *context) {
     uint32_t size_bytes;
-    enum rpc_code code = case_large_unary(context, &size_bytes);
+    enum rpc_code code = case_large_unary(context, &size_bytes, NULL);
     (void)case_expect(context, code != RPC_OK, "the call ended well");
 }
 
@@ -53,7 +54,16 @@ static void max_streams(struct case_context *context) {
     }
 }
 
+// Prints how a large unary call ends, whatever that is.
+static void outcome(struct case_context *context) {
+    uint32_t size_bytes;
+    char text[CASE_TEXT_BYTES_MAX + 1];
+    enum rpc_code code = case_large_unary(context, &size_bytes, text);
+    (void)printf("%s: %s\n", rpc_code_name(code), text);
+}
+
 const struct interop_case negative_cases[] = {
+    {"outcome", outcome},
     {"goaway", goaway},
     {"rst_after_header", expect_failure},
     {"rst_during_data", expect_failure},

@@ -8,7 +8,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 import grpc  # noqa: E402
 
-from processes import BUILD, PATIENCE, Process, wait_until  # noqa: E402
+from processes import BUILD, PATIENCE, Process, run, wait_until  # noqa: E402, F401
 from schema import Schema  # noqa: E402
 
 PROGRAMS = BUILD / "tests" / "interop"
