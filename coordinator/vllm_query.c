@@ -59,6 +59,10 @@ static bool send_health(struct vllm_query *query, const Stagecoach__V1__Pipeline
     return rpc_call_send(query->call, &out.base);
 }
 
+static int32_t clamp(uint64_t count) {
+    return count < INT32_MAX ? (int32_t)count : INT32_MAX;
+}
+
 static bool send_server(struct vllm_query *query, const Stagecoach__V1__Pipeline *pipeline) {
     Vllm__Grpc__Engine__GetServerInfoResponse out =
         VLLM__GRPC__ENGINE__GET_SERVER_INFO_RESPONSE__INIT;
@@ -68,11 +72,9 @@ static bool send_server(struct vllm_query *query, const Stagecoach__V1__Pipeline
     out.uptime_seconds = query->uptime_seconds;
     out.server_type = "stagecoach";
     out.data_parallel_size = 1;
+    out.block_size = KV_BLOCK_POSITION_COUNT;
+    out.max_num_seqs = clamp(query->running_count_max);
     return rpc_call_send(query->call, &out.base);
-}
-
-static int32_t clamp(uint64_t count) {
-    return count < INT32_MAX ? (int32_t)count : INT32_MAX;
 }
 
 static double ratio(uint64_t part, uint64_t whole) {

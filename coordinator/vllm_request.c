@@ -60,6 +60,8 @@ static enum status refuse_unsupported(const generate_message *m, struct error *e
     if (m->input_case == VLLM__GRPC__ENGINE__GENERATE_REQUEST__INPUT__NOT_SET)
         return error_set_field(error, STATUS_INVALID, "input is missing: set tokenized or text");
     if (m->mm_inputs != NULL) return refuse("mm_inputs", error);
+    if (m->n_extra_mm_inputs > 0) return refuse("extra_mm_inputs", error);
+    if (m->media_refs != NULL) return refuse("media_refs", error);
     if (m->kv_transfer_params != NULL) return refuse("kv_transfer_params", error);
     if (m->kv_transfer_params_json_presence_case != 0 && m->kv_transfer_params_json[0] != '\0')
         return refuse("kv_transfer_params_json", error);

@@ -78,7 +78,8 @@ _MESSAGES = {
             24 optional int32 seed
             25 bool include_stop_str_in_output
             26 map<int32,float> logit_bias
-            27 optional int32 truncate_prompt_tokens""",
+            27 optional int32 truncate_prompt_tokens
+            28 bool grammar_from_first_token""",
         "ChoiceConstraint": """
             1 repeated string choices""",
         "TokenizedInput": """
@@ -102,7 +103,17 @@ _MESSAGES = {
             7 repeated string batched_keys
             8 map<string,string> flat_keys
             9 repeated string keep_on_cpu_keys
-            10 enum:smg.grpc.common.Modality modality""",
+            10 enum:smg.grpc.common.Modality modality
+            11 optional string encoder_input_key""",
+        "MediaRef": """
+            1 enum:smg.grpc.common.Modality modality
+            2 string url""",
+        "MediaRefs": """
+            1 repeated MediaRef items""",
+        "MediaIdentity": """
+            1 repeated uint32 prompt_token_ids
+            2 MultimodalInputs mm_inputs
+            3 repeated MultimodalInputs extra_mm_inputs""",
         "GenerateRequest": """
             1 string request_id
             2 TokenizedInput tokenized input
@@ -112,7 +123,9 @@ _MESSAGES = {
             6 KvTransferParams kv_transfer_params
             7 MultimodalInputs mm_inputs
             8 optional string kv_transfer_params_json
-            9 optional int32 data_parallel_rank""",
+            9 optional int32 data_parallel_rank
+            10 MediaRefs media_refs
+            11 repeated MultimodalInputs extra_mm_inputs""",
         "KvTransferParams": """
             1 string remote_host
             2 uint32 remote_port""",
@@ -152,7 +165,10 @@ _MESSAGES = {
             9 KvTransferParams kv_transfer_params
             10 uint32 matched_token_id matched_stop
             11 string matched_stop_str matched_stop
-            12 optional string kv_transfer_params_json""",
+            12 optional string kv_transfer_params_json
+            13 uint32 spec_accepted_tokens
+            14 uint32 spec_draft_tokens
+            15 MediaIdentity media_identity""",
         "EmbedRequest": """
             1 string request_id
             2 TokenizedInput tokenized""",
@@ -194,7 +210,22 @@ _MESSAGES = {
             7 string kv_role
             8 string kv_engine_id
             9 int32 data_parallel_size
-            10 string shm_namespace_id""",
+            10 string shm_namespace_id
+            11 string kv_cache_dtype
+            12 int32 block_size
+            13 string attention_backend
+            14 string model_dtype
+            15 string pairing_protocol
+            16 string mm_processor
+            17 string mm_media_ref_schemes
+            18 string mm_processor_source
+            19 bool mm_device_do_normalize
+            20 int32 max_num_seqs
+            21 string mm_item_limits
+            22 string multimodal_encoder_dtype
+            23 string engine_reasoning_parser
+            24 string constrained_decoding_start
+            25 int32 mm_encoder_budget""",
         "GetLoadsRequest": """
             1 optional int32 dp_rank
             2 repeated string include""",
@@ -214,7 +245,8 @@ _MESSAGES = {
             8 double gen_throughput
             9 double cache_hit_rate
             10 double utilization
-            11 int32 max_running_requests""",
+            11 int32 max_running_requests
+            12 int32 num_waiting_uncached_tokens""",
     },
 }
 

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import pathlib
+import random
+import signal
 import tempfile
 import time
 import unittest
@@ -17,6 +19,7 @@ from grpc_status import rpc_status
 from grpc_tools import protoc
 
 import vllm_interface
+from checkpoint import copy_model, edit_json
 from harness import MODEL, PATIENCE, PROMPT, SOURCE, Pipeline, expect_code, inference_pb2, wait_until
 from vllm_interface import message_class
 
@@ -250,7 +253,9 @@ class VllmTest(unittest.TestCase):
             self.refuse(f"sampling_params.{field}", **{field: value})
         for field, value in {"kv_transfer_params": {"remote_host": "h", "remote_port": 1},
                              "kv_transfer_params_json": "{}", "data_parallel_rank": 1,
-                             "mm_inputs": {"mm_hashes": ["a"]}}.items():
+                             "mm_inputs": {"mm_hashes": ["a"]},
+                             "extra_mm_inputs": [{"mm_hashes": ["a"]}],
+                             "media_refs": {"items": [{"url": "file:a.png"}]}}.items():
             self.refuse(field, fields={field: value})
 
     def test_values_that_ask_for_nothing_are_accepted(self):
@@ -355,6 +360,15 @@ class VllmTest(unittest.TestCase):
         wait_until(self.pipeline.is_idle, 10, "the request is gone")
         self.call("Abort", request_ids=["gone"])
 
+    def test_replies_that_nobody_reads_hold_no_blocks(self):
+        """All of an answer without `stream` waits in one message; its memory is bounded by it."""
+        stream = self.stream("The", max_tokens=400, ignore_eos=True, stream=False, logprobs=20)
+        wait_until(self.pipeline.is_idle, 20, "the answer is complete")
+        answer = Answer(list(stream))
+        self.assertEqual(len(answer.complete.output_logprobs.top_logprobs), 400)
+        self.assertTrue(all(len(t.values) == 20
+                            for t in answer.complete.output_logprobs.top_logprobs))
+
     # -- what gateways ask of an engine
 
     def test_health_is_told(self):
@@ -394,6 +408,8 @@ class VllmTest(unittest.TestCase):
         self.assertEqual(info.active_requests, 1)
         self.assertFalse(info.is_paused)
         self.assertEqual(info.data_parallel_size, 1)
+        self.assertGreater(info.block_size, 0)
+        self.assertGreater(info.max_num_seqs, 0)
         self.assertEqual(info.server_type, "stagecoach")
         self.assertGreater(info.uptime_seconds, 0)
         self.assertLess(abs(info.last_receive_timestamp - before), 60)
@@ -434,6 +450,84 @@ class VllmTest(unittest.TestCase):
             self.call("Embed", request_id="e", tokenized={"input_ids": [1]})
         with expect_code(self, UNIMPLEMENTED, "prefix cache"):
             list(self.call("SubscribeKvEvents"))
+
+
+class ModelFolderTest(unittest.TestCase):
+    """What is told of models whose folders differ from the demo's."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.model = copy_model(folder.name)
+
+    def serve(self, *options):
+        return Pipeline(stages=0, wanted=1, wait=False, model=self.model, coordinator=options)
+
+    def ask(self, pipeline, method):
+        request = message_class(vllm_interface.METHODS[method][0])()
+        return getattr(vllm_interface.Stub(pipeline.channel), method)(request, timeout=60 * PATIENCE)
+
+    def test_sampling_defaults_are_told(self):
+        edit_json(self.model / "generation_config.json", temperature=0.6, top_k=20, top_p=None,
+                  min_p="none", repetition_penalty=1.05)
+        edit_json(self.model / "config.json", pad_token_id=3, bos_token_id=[1, 2])
+        with self.serve("--model-name", "other", "--context", 100) as pipeline:
+            info = self.ask(pipeline, "GetModelInfo")
+        self.assertEqual(json.loads(info.default_sampling_params_json),
+                         {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05})
+        self.assertEqual((info.pad_token_id, info.bos_token_id), (3, 0))
+        self.assertEqual(info.served_model_name, "other")
+        self.assertEqual(info.max_context_length, 100)
+
+    def test_large_tokenizer_comes_in_pieces_also_to_a_slow_reader(self):
+        large = random.Random(1).randbytes(24 << 20)
+        (self.model / "large.model").write_bytes(large)
+        (self.model / "weights.bin").write_bytes(b"no part of a tokenizer")
+        (self.model / "folder.model").mkdir()
+        with self.serve() as pipeline:
+            stream = self.ask(pipeline, "GetTokenizer")
+            chunks = [next(stream)]
+            time.sleep(0.3)  # more than may be sent waits
+            chunks += stream
+        data = b"".join(c.data for c in chunks)
+        self.assertGreater(len(chunks), 256)
+        self.assertEqual([c.sha256 for c in chunks if c.sha256],
+                         [hashlib.sha256(data).hexdigest()])
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            self.assertEqual(archive.read("large.model"), large)
+            self.assertNotIn("weights.bin", archive.namelist())
+
+    def refuse_tokenizer(self, pipeline, *words):
+        with expect_code(self, grpc.StatusCode.FAILED_PRECONDITION, *words):
+            list(self.ask(pipeline, "GetTokenizer"))
+
+    def test_tokenizer_of_too_many_files_is_refused(self):
+        for i in range(50):
+            (self.model / f"{i}.jinja").write_text("")
+        with self.serve() as pipeline:
+            self.refuse_tokenizer(pipeline, "54", "50")
+
+    def test_model_without_tokenizer_has_none_to_send(self):
+        (self.model / "tokenizer.json").unlink()
+        with self.serve("--load-format", "dummy") as pipeline:
+            self.refuse_tokenizer(pipeline, "tokenizer.json")
+            self.assertEqual(self.ask(pipeline, "GetModelInfo").tokenizer_path, "")
+
+
+class DrainTest(unittest.TestCase):
+    def test_draining_is_told(self):
+        with Pipeline(stages=1) as pipeline:
+            stub = vllm_interface.Stub(pipeline.channel)
+            request = message_class("GenerateRequest")(
+                text="The", stream=True, sampling_params={"max_tokens": 400, "ignore_eos": True})
+            stream = stub.Generate(request, timeout=60 * PATIENCE)
+            next(stream)
+            pipeline.coordinator.signal(signal.SIGTERM)
+            info = message_class("GetServerInfoRequest")()
+            wait_until(lambda: stub.GetServerInfo(info).is_paused, 10, "the coordinator drains")
+            health = stub.HealthCheck(message_class("HealthCheckRequest")())
+            self.assertEqual((health.healthy, health.message), (False, "draining"))
+            self.assertEqual(list(stream)[-1].complete.finish_reason, "length")
 
 
 if __name__ == "__main__":

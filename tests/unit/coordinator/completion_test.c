@@ -234,6 +234,26 @@ static void completion_goes_on_where_another_one_was(void **state) {
     }
 }
 
+static void completion_without_text_stops_at_strings_all_the_same(void **state) {
+    (void)state;
+    static const char text[] = "one two three four five six";
+    const char *strings[] = {"four"};
+    struct completion c, other;
+    init(&other, 100, strings, 1);
+    size_t taken = push_text(&other, text);
+    fini(&other);
+    init(&c, 100, strings, 1);
+    c.drops_text = true;
+    assert_int_equal(push_text(&c, text), taken);
+    assert_true(c.stopped_by_string);
+    assert_int_equal(c.text.size_bytes, 0);
+    assert_int_equal(c.unsent_count, taken);
+    completion_sent(&c, 1);
+    completion_sent(&c, c.unsent_count);
+    assert_int_equal(c.unsent_count, 0);
+    fini(&c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(completion_ends_at_max_tokens),
@@ -245,6 +265,7 @@ int main(void) {
         cmocka_unit_test(completion_keeps_logprobs_until_they_are_sent),
         cmocka_unit_test(completion_sends_with_tokens_the_text_that_they_release),
         cmocka_unit_test(completion_goes_on_where_another_one_was),
+        cmocka_unit_test(completion_without_text_stops_at_strings_all_the_same),
     };
     return cmocka_run_group_tests(tests, open_tokenizer, close_tokenizer);
 }
