@@ -2,6 +2,8 @@
 // says what happens when it is reached.
 #pragma once
 
+#include <stdint.h>
+
 // -- logs -----------------------------------------------------------------------------------------
 enum {
     // Named values of one event; more are our bug.
@@ -61,6 +63,10 @@ enum {
     // Tokens of one Detokenize call.
     REQUEST_DETOKENIZE_COUNT_MAX = 1 << 20,
 };
+
+// From the seed of one answer of a request to that of the next: 2^64 divided by the golden ratio,
+// so that requests with neighbouring seeds share none. Part of the protocol.
+#define REQUEST_SEED_STEP UINT64_C(0x9E3779B97F4A7C15)
 
 // -- links ----------------------------------------------------------------------------------------
 enum {
@@ -224,6 +230,12 @@ enum {
     CLIENT_CALL_MS = 10000,
     // After Ctrl-C the coordinator has this long to confirm the end of the call.
     CLIENT_CANCEL_MS = 1000,
+    // Calls that fail are made again after about this long, and twice as long each time, up to the
+    // second. --retry-seconds bounds for how long.
+    CLIENT_RETRY_FIRST_MS = 100,
+    CLIENT_RETRY_LAST_MS = 3000,
+    // A shorter wait for the first of these calls is not worth a line on standard error.
+    CLIENT_RETRY_QUIET_MS = 1000,
     // A coordinator that is waited for has this long for each answer.
     CLIENT_WAIT_CALL_MS = 1000,
     // Waiting for a pipeline asks this often.

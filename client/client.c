@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "base/limits.h"
 
 void client_block_interrupts(sigset_t *interrupts_out) {
@@ -16,8 +18,12 @@ void client_block_interrupts(sigset_t *interrupts_out) {
     pthread_sigmask(SIG_BLOCK, interrupts_out, NULL);
 }
 
-bool client_open(const char *coordinator, struct client *client_out) {
-    struct client client = {.coordinator = coordinator};
+bool client_open(const struct client_options *options, const sigset_t *interrupts,
+                 struct client *client_out) {
+    const char *coordinator = options->coordinator;
+    struct client client = {.coordinator = coordinator,
+                            .interrupts = interrupts,
+                            .retry_ms = (uint32_t)(options->retry_seconds * 1000)};
     struct rpc_config config = {0};
     enum status status = rpc_open(&config, &client.rpc);
     if (status != STATUS_OK) goto report;
@@ -39,14 +45,48 @@ void client_close(struct client *client) {
 
 ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescriptor *service,
                               const char *method, const ProtobufCMessage *request) {
-    const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS};
-    ProtobufCMessage *response;
-    struct error error = {0};
-    enum rpc_code code =
-        rpc_call_wait(client->channel, service, method, request, &options, &response, &error);
-    if (code == RPC_OK) return response;
-    client_report_code(client, code, error.text);
-    return NULL;
+    struct retry retry;
+    retry_init(&retry, client->retry_ms, retry_draw());
+    for (;;) {
+        struct retry_failure failure;
+        const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS,
+                                                 .retry_ms_out = &failure.said_ms};
+        ProtobufCMessage *response;
+        struct error error = {0};
+        failure.code =
+            rpc_call_wait(client->channel, service, method, request, &options, &response, &error);
+        if (failure.code == RPC_OK) return response;
+        if (client_wait_to_retry(client, &retry, &failure, error.text)) continue;
+        if (client->is_interrupted)
+            client_report("interrupted");
+        else
+            client_report_code(client, failure.code, error.text);
+        return NULL;
+    }
+}
+
+static bool pause_ms(const struct client *client, uint32_t wait_ms) {
+    const struct timespec pause = {.tv_sec = wait_ms / 1000,
+                                   .tv_nsec = (long)(wait_ms % 1000) * 1000000};
+    if (client->interrupts != NULL) return sigtimedwait(client->interrupts, NULL, &pause) < 0;
+    nanosleep(&pause, NULL);
+    return true;
+}
+
+bool client_wait_to_retry(struct client *client, struct retry *retry,
+                          const struct retry_failure *failure, const char *sentence) {
+    struct clock clock = clock_system();
+    struct retry_plan plan;
+    if (!retry_plan(retry, failure, clock_now_ms(&clock), &plan)) return false;
+    if (plan.is_notable)
+        client_report("%s: %s (%s), trying for %.1f s more", client->coordinator, sentence,
+                      rpc_code_name(failure->code), plan.left_ms / 1e3);
+    client->is_interrupted = !pause_ms(client, plan.wait_ms);
+    return !client->is_interrupted;
+}
+
+int client_exit_status(const struct client *client) {
+    return client->is_interrupted ? CLIENT_EXIT_INTERRUPTED : EXIT_FAILURE;
 }
 
 void client_report_code(const struct client *client, enum rpc_code code, const char *sentence) {

@@ -8,6 +8,7 @@
 
 #include "base/options.h"
 #include "base/status.h"
+#include "client/retry.h"
 #include "transport/rpc.h"
 
 enum {
@@ -17,18 +18,34 @@ enum {
 
 #define CLIENT_COORDINATOR_DEFAULT "127.0.0.1:7070"
 
-// The option that every verb has. `target`: const char *, holds the default.
-#define CLIENT_OPTION_COORDINATOR(target_pointer)                                                  \
+// What every verb lets its user say about the connection.
+struct client_options {
+    const char *coordinator;
+    double retry_seconds; // calls that fail are made again for so long; 0: once
+};
+#define CLIENT_OPTIONS_DEFAULT                                                                     \
+    { .coordinator = CLIENT_COORDINATOR_DEFAULT, .retry_seconds = 10 }
+// Entries of a table of options; they write to the struct client_options that is pointed to.
+#define CLIENT_OPTION_SPECS(options_pointer)                                                       \
+    {.name = "coordinator",                                                                        \
+     .kind = OPTION_TEXT,                                                                          \
+     .target = &(options_pointer)->coordinator,                                                    \
+     .argument = "HOST:PORT",                                                                      \
+     .help = "where the coordinator listens (default " CLIENT_COORDINATOR_DEFAULT ")"},            \
     {                                                                                              \
-        .name = "coordinator", .kind = OPTION_TEXT, .target = (target_pointer),                    \
-        .argument = "HOST:PORT",                                                                   \
-        .help = "where the coordinator listens (default " CLIENT_COORDINATOR_DEFAULT ")"           \
+        .name = "retry-seconds", .kind = OPTION_NUMBER,                                            \
+        .target = &(options_pointer)->retry_seconds, .argument = "S",                              \
+        .help = "make calls again for so long while nobody answers (default 10, 0: do not)",       \
+        .maximum = 1e6                                                                             \
     }
 
 struct client {
     struct rpc *rpc;
     struct rpc_channel *channel;
-    const char *coordinator; // borrowed
+    const char *coordinator;    // borrowed
+    const sigset_t *interrupts; // blocked, and borrowed; NULL: they end the process
+    uint32_t retry_ms;          // the limit of struct retry of all its calls
+    bool is_interrupted;        // one of the interrupts came while it waited
 };
 
 // Blocks SIGINT and SIGTERM for good, so that the caller can wait for them. Before client_open():
@@ -36,15 +53,27 @@ struct client {
 // ended by these signals, and the coordinator sees its call cancelled with the connection.
 void client_block_interrupts(sigset_t *interrupts_out);
 
-// False when it failed; that has been reported. An unreachable coordinator shows in the calls.
-MUST_USE bool client_open(const char *coordinator, struct client *client_out);
+// `interrupts`: what client_block_interrupts() gave, NULL without it. False when it failed; that
+// has been reported. An unreachable coordinator shows in the calls.
+MUST_USE bool client_open(const struct client_options *options, const sigset_t *interrupts,
+                          struct client *client_out);
 void client_close(struct client *client);
 
-// A unary call. The response, to be freed with protobuf_c_message_free_unpacked(response, NULL), or
-// NULL when it failed; that has been reported.
+// A unary call, made again while that is worth it. The response, to be freed with
+// protobuf_c_message_free_unpacked(response, NULL), or NULL when it failed or was interrupted
+// between attempts; that has been reported.
 MUST_USE ProtobufCMessage *client_call(struct client *client,
                                        const ProtobufCServiceDescriptor *service,
                                        const char *method, const ProtobufCMessage *request);
+
+// After a failed attempt of a call: waits until it is to be made again, and says so on standard
+// error when it takes long. False: it is not to be made again, or one of the interrupts came:
+// client->is_interrupted is set.
+MUST_USE bool client_wait_to_retry(struct client *client, struct retry *retry,
+                                   const struct retry_failure *failure, const char *sentence);
+
+// The exit status of a verb whose call failed.
+int client_exit_status(const struct client *client);
 
 // One sentence on standard error, with the name of the code.
 void client_report_code(const struct client *client, enum rpc_code code, const char *sentence);

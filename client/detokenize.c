@@ -14,10 +14,10 @@ static int print_text(const Stagecoach__V1__DetokenizeResponse *response) {
     return client_finish_output();
 }
 
-static int detokenize(const char *coordinator, uint32_t *ids, size_t id_count,
+static int detokenize(const struct client_options *connection, uint32_t *ids, size_t id_count,
                       bool keep_special_tokens, bool as_json) {
     struct client client;
-    if (!client_open(coordinator, &client)) return EXIT_FAILURE;
+    if (!client_open(connection, NULL, &client)) return EXIT_FAILURE;
     Stagecoach__V1__DetokenizeRequest request = STAGECOACH__V1__DETOKENIZE_REQUEST__INIT;
     request.token_ids = ids;
     request.n_token_ids = id_count;
@@ -51,11 +51,11 @@ report:
 }
 
 int verb_detokenize(int argc, char **argv) {
-    const char *coordinator = CLIENT_COORDINATOR_DEFAULT;
+    struct client_options connection = CLIENT_OPTIONS_DEFAULT;
     const char *token_ids = NULL;
     bool keep_special_tokens = false, as_json = false;
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&coordinator),
+        CLIENT_OPTION_SPECS(&connection),
         {.name = "token-ids",
          .kind = OPTION_TEXT,
          .target = &token_ids,
@@ -82,7 +82,7 @@ int verb_detokenize(int argc, char **argv) {
     uint32_t *ids;
     size_t id_count;
     if (!read_ids(token_ids, &ids, &id_count)) return CLIENT_EXIT_USAGE;
-    int exit_status = detokenize(coordinator, ids, id_count, keep_special_tokens, as_json);
+    int exit_status = detokenize(&connection, ids, id_count, keep_special_tokens, as_json);
     free(ids);
     return exit_status;
 }

@@ -21,7 +21,7 @@
 
 // The command line as written. Ranges are the coordinator's to judge: it names field and limit.
 struct arguments {
-    const char *coordinator;
+    struct client_options connection;
     const char *prompt;
     const char *token_ids;
     uint64_t max_tokens;
@@ -76,7 +76,7 @@ struct request {
 static bool parse_arguments(int argc, char **argv, struct arguments *arguments,
                             int *exit_status_out) {
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&arguments->coordinator),
+        CLIENT_OPTION_SPECS(&arguments->connection),
         TEXT("prompt", prompt, "TEXT", "the same as the argument; - is standard input"),
         TEXT("token-ids", token_ids, "IDS", "token ids instead of text, such as 1,2,3"),
         COUNT("max-tokens", max_tokens, "make at most N tokens (default 0: until it ends)"),
@@ -333,7 +333,7 @@ static bool describe_answers(const struct generation *generation, json_t *line) 
 
 static int print_json(const struct generation *generation, struct client *client) {
     json_t *stages = stages_json(client);
-    if (stages == NULL) return EXIT_FAILURE;
+    if (stages == NULL) return client_exit_status(client);
     json_t *line = json_object();
     json_object_set_new(line, "prompt_tokens", json_integer(generation->prompt_tokens));
     json_object_set_new(line, "cached_tokens", json_integer(generation->cached_tokens));
@@ -389,7 +389,7 @@ static int print_result(const struct generation *generation, struct client *clie
         client_report("cannot write to standard output: %s", strerror(generation->output_errno));
         return EXIT_FAILURE;
     }
-    bool is_unfinished = generation->is_interrupted || generation->code != RPC_OK;
+    bool is_unfinished = generation->is_interrupted || generation->failure.code != RPC_OK;
     if (is_unfinished && generation->stream_text && generation->answers[0].text.size_bytes != 0) {
         putchar('\n');
         fflush(stdout);
@@ -399,12 +399,18 @@ static int print_result(const struct generation *generation, struct client *clie
                       generation->answers[0].token_id_count, generation->answers[0].seed);
         return CLIENT_EXIT_INTERRUPTED;
     }
+    if (generation->is_torn) {
+        client_report("%s: the answer broke off and the coordinator did not go on with it: its "
+                      "version has no resume",
+                      client->coordinator);
+        return EXIT_FAILURE;
+    }
     if (generation->is_out_of_memory) {
         client_report("no memory for the answer");
         return EXIT_FAILURE;
     }
-    if (generation->code != RPC_OK) {
-        client_report_code(client, generation->code, generation->sentence);
+    if (generation->failure.code != RPC_OK) {
+        client_report_code(client, generation->failure.code, generation->sentence);
         return EXIT_FAILURE;
     }
     if (arguments->as_json) return print_json(generation, client);
@@ -415,7 +421,7 @@ static int run_request(const struct arguments *arguments, const struct request *
     sigset_t interrupts;
     client_block_interrupts(&interrupts);
     struct client client;
-    if (!client_open(arguments->coordinator, &client)) return EXIT_FAILURE;
+    if (!client_open(&arguments->connection, &interrupts, &client)) return EXIT_FAILURE;
     int exit_status = EXIT_SUCCESS;
     if (arguments->wait_seconds > 0)
         exit_status = waiting_until_running(&client, &interrupts, arguments->wait_seconds);
@@ -425,7 +431,7 @@ static int run_request(const struct arguments *arguments, const struct request *
     uint32_t answer_count = arguments->n > 1 ? (uint32_t)arguments->n : 1;
     if (!generation_init(&generation, answer_count, !arguments->as_json && answer_count == 1))
         goto close_client;
-    if (generation_run(&generation, &client, &interrupts, &request->message))
+    if (generation_run(&generation, &client, &request->message))
         exit_status = print_result(&generation, &client, arguments);
     generation_fini(&generation);
 close_client:
@@ -434,8 +440,7 @@ close_client:
 }
 
 int verb_generate(int argc, char **argv) {
-    struct arguments arguments = {.coordinator = CLIENT_COORDINATOR_DEFAULT,
-                                  .logprobs = LOGPROBS_OFF};
+    struct arguments arguments = {.connection = CLIENT_OPTIONS_DEFAULT, .logprobs = LOGPROBS_OFF};
     int exit_status;
     if (!parse_arguments(argc, argv, &arguments, &exit_status)) return exit_status;
     struct request request;

@@ -11,6 +11,7 @@
 
 #include "base/limits.h"
 #include "client/message_json.h"
+#include "client/resume.h"
 
 bool generation_init(struct generation *generation, uint32_t answer_count, bool stream_text) {
     if (answer_count > REQUEST_ANSWER_COUNT_MAX) answer_count = REQUEST_ANSWER_COUNT_MAX;
@@ -35,15 +36,34 @@ void generation_fini(struct generation *generation) {
 
 // -- what comes back, on the RPC thread ----------------------------------------------------------
 
+static double ms_since_begun(const struct generation *generation, uint64_t ns) {
+    return (double)(ns - generation->begun_ns) / 1e6;
+}
+
+// Its times begin with the attempt, ours with the first one.
 static void keep_usage(struct generation *generation, const Stagecoach__V1__Usage *usage) {
     if (usage == NULL) return;
+    double earlier_ms = ms_since_begun(generation, generation->attempt_ns);
+    bool is_first_earlier =
+        generation->first_token_ns != 0 && generation->first_token_ns < generation->attempt_ns;
     generation->has_usage = true;
     generation->prompt_tokens = usage->prompt_tokens;
     generation->cached_tokens = usage->cached_tokens;
     generation->completion_tokens = usage->completion_tokens;
     generation->queue_ms = usage->queue_ms;
-    generation->first_token_ms = usage->first_token_ms;
-    generation->total_ms = usage->total_ms;
+    generation->first_token_ms = is_first_earlier
+                                     ? ms_since_begun(generation, generation->first_token_ns)
+                                     : earlier_ms + usage->first_token_ms;
+    generation->total_ms = earlier_ms + usage->total_ms;
+}
+
+// What later attempts need.
+static void keep_identity(struct generation *generation,
+                          const Stagecoach__V1__GenerateResponse *response) {
+    if (generation->has_seed) return;
+    generation->has_seed = true;
+    generation->seed = response->seed - response->index * REQUEST_SEED_STEP;
+    snprintf(generation->request_id, sizeof(generation->request_id), "%s", response->request_id);
 }
 
 static bool keep_token_ids(struct answer *answer,
@@ -59,6 +79,13 @@ static bool keep_token_ids(struct answer *answer,
     for (size_t i = 0; i < response->n_token_ids; i++)
         answer->token_ids[answer->token_id_count++] = response->token_ids[i];
     return true;
+}
+
+static void count_tokens(struct generation *generation, size_t count) {
+    if (count == 0) return;
+    if (generation->first_token_ns == 0)
+        generation->first_token_ns = clock_now_ns(&generation->clock);
+    generation->token_count += count;
 }
 
 static bool keep_logprobs(struct answer *answer, const Stagecoach__V1__GenerateResponse *response) {
@@ -96,17 +123,31 @@ static bool write_text(struct generation *generation, const char *text) {
     return false;
 }
 
+// All of a message, so that tokens and text are always those of whole messages. False: no memory.
+static bool keep_message(struct generation *generation, struct answer *answer,
+                         const Stagecoach__V1__GenerateResponse *response) {
+    keep_identity(generation, response);
+    if (!keep_token_ids(answer, response) || !keep_logprobs(answer, response) ||
+        !keep_end(answer, response) ||
+        buffer_append(&answer->text, response->text, strlen(response->text)) != STATUS_OK)
+        return false;
+    count_tokens(generation, response->n_token_ids);
+    keep_usage(generation, response->usage);
+    return true;
+}
+
 static void on_message(struct rpc_call *call, void *ctx, const ProtobufCMessage *message) {
     struct generation *generation = ctx;
     const Stagecoach__V1__GenerateResponse *response =
         (const Stagecoach__V1__GenerateResponse *)message;
     if (response->index >= generation->answer_count) return; // not asked for
     struct answer *answer = &generation->answers[response->index];
-    keep_usage(generation, response->usage);
-    if (!keep_token_ids(answer, response) || !keep_logprobs(answer, response) ||
-        !keep_end(answer, response) ||
-        buffer_append(&answer->text, response->text, strlen(response->text)) != STATUS_OK) {
-        generation->is_out_of_memory = true;
+    generation->is_torn = generation->is_torn || (generation->is_resumed &&
+                                                  response->token_first != answer->token_id_count);
+    generation->is_out_of_memory =
+        generation->is_out_of_memory ||
+        (!generation->is_torn && !keep_message(generation, answer, response));
+    if (generation->is_torn || generation->is_out_of_memory) {
         rpc_call_cancel(call);
         return;
     }
@@ -118,12 +159,10 @@ static void on_message(struct rpc_call *call, void *ctx, const ProtobufCMessage 
 }
 
 static void on_closed(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message) {
-    (void)call;
     struct generation *generation = ctx;
-    generation->code = code;
+    generation->failure = (struct retry_failure){code, rpc_call_retry_ms(call)};
     snprintf(generation->sentence, sizeof(generation->sentence), "%s", message);
-    atomic_store(&generation->is_over, true);
-    wake_signal(&generation->wake);
+    wake_signal(&generation->wake); // nothing after it: the main thread goes on
 }
 
 // -- the call, on the main thread ----------------------------------------------------------------
@@ -132,15 +171,17 @@ static void on_closed(struct rpc_call *call, void *ctx, enum rpc_code code, cons
 static bool wait_over(struct generation *generation, int signal_fd, int timeout_ms) {
     struct pollfd events[] = {{.fd = generation->wake.fd, .events = POLLIN},
                               {.fd = signal_fd, .events = POLLIN}};
-    while (!atomic_load(&generation->is_over)) {
+    for (;;) {
         int count = poll(events, 2, timeout_ms);
-        if (count == 0 || (count < 0 && errno != EINTR)) break;
-        if (count > 0 && events[1].revents != 0) {
-            struct signalfd_siginfo ignored;
-            if (read(signal_fd, &ignored, sizeof(ignored)) == sizeof(ignored)) break;
+        if (count == 0 || (count < 0 && errno != EINTR)) return false;
+        if (count > 0 && events[0].revents != 0) {
+            wake_clear(&generation->wake);
+            return true;
         }
+        struct signalfd_siginfo ignored;
+        if (count > 0 && read(signal_fd, &ignored, sizeof(ignored)) == sizeof(ignored))
+            return false;
     }
-    return atomic_load(&generation->is_over);
 }
 
 static void finish_call(struct generation *generation, struct rpc_call *call, int signal_fd) {
@@ -151,27 +192,74 @@ static void finish_call(struct generation *generation, struct rpc_call *call, in
     if (!wait_over(generation, signal_fd, CLIENT_CANCEL_MS)) _exit(CLIENT_EXIT_INTERRUPTED);
 }
 
-bool generation_run(struct generation *generation, struct client *client,
-                    const sigset_t *interrupts, const Stagecoach__V1__GenerateRequest *request) {
+// Makes the call once. False when it could not be begun, which has been reported.
+static bool attempt(struct generation *generation, struct client *client, int signal_fd,
+                    const Stagecoach__V1__GenerateRequest *request) {
     static const struct rpc_handler handler = {.message = on_message, .closed = on_closed};
-    int signal_fd = signalfd(-1, interrupts, SFD_CLOEXEC | SFD_NONBLOCK);
+    generation->attempt_ns = clock_now_ns(&generation->clock);
+    generation->is_resumed = request->n_resume > 0;
+    struct rpc_call *call;
+    enum status status = rpc_call_begin(client->channel, &stagecoach__v1__inference__descriptor,
+                                        "Generate", &handler, generation, NULL, &call);
+    if (status != STATUS_OK) {
+        client_report("cannot begin a call to %s (%s)", client->coordinator, status_name(status));
+        return false;
+    }
+    // A call that is over already says so in on_closed().
+    if (rpc_call_send(call, &request->base)) rpc_call_send_end(call);
+    finish_call(generation, call, signal_fd);
+    rpc_call_release(call);
+    return true;
+}
+
+// Nothing is missing but the word that nothing is missing.
+static bool is_complete(const struct generation *generation) {
+    for (uint32_t i = 0; i < generation->answer_count; i++)
+        if (generation->answers[i].finish_reason ==
+            STAGECOACH__V1__FINISH_REASON__FINISH_REASON_NONE)
+            return false;
+    return generation->has_usage;
+}
+
+// Whether there is nothing more to try.
+static bool is_settled(struct generation *generation) {
+    if (generation->is_interrupted || generation->is_output_lost || generation->is_out_of_memory ||
+        generation->is_torn)
+        return true;
+    if (is_complete(generation)) generation->failure.code = RPC_OK;
+    return generation->failure.code == RPC_OK;
+}
+
+static bool run(struct generation *generation, struct client *client, int signal_fd,
+                const Stagecoach__V1__GenerateRequest *request) {
+    struct retry retry;
+    retry_init(&retry, client->retry_ms, retry_draw());
+    generation->clock = clock_system();
+    generation->begun_ns = clock_now_ns(&generation->clock);
+    struct resume resume;
+    for (;;) {
+        uint64_t token_count = generation->token_count;
+        if (!attempt(generation, client, signal_fd, resume_request(&resume, request, generation)))
+            return false;
+        if (is_settled(generation)) return true;
+        if (generation->token_count > token_count) retry_progress(&retry);
+        if (client_wait_to_retry(client, &retry, &generation->failure, generation->sentence))
+            continue;
+        generation->is_interrupted = client->is_interrupted;
+        return true;
+    }
+}
+
+bool generation_run(struct generation *generation, struct client *client,
+                    const Stagecoach__V1__GenerateRequest *request) {
+    int signal_fd = signalfd(-1, client->interrupts, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signal_fd < 0) {
         client_report("cannot receive signals: %s", strerror(errno));
         return false;
     }
-    struct rpc_call *call;
-    enum status status = rpc_call_begin(client->channel, &stagecoach__v1__inference__descriptor,
-                                        "Generate", &handler, generation, NULL, &call);
-    if (status == STATUS_OK) {
-        // A call that is over already says so in on_closed().
-        if (rpc_call_send(call, &request->base)) rpc_call_send_end(call);
-        finish_call(generation, call, signal_fd);
-        rpc_call_release(call);
-    } else {
-        client_report("cannot begin a call to %s (%s)", client->coordinator, status_name(status));
-    }
+    bool has_run = run(generation, client, signal_fd, request);
     close(signal_fd);
-    return status == STATUS_OK;
+    return has_run;
 }
 
 double generation_tokens_per_second(const struct generation *generation) {

@@ -6,10 +6,10 @@
 #include "client/message_json.h"
 
 int query_run(const struct query *query, int argc, char **argv) {
-    const char *coordinator = CLIENT_COORDINATOR_DEFAULT;
+    struct client_options connection = CLIENT_OPTIONS_DEFAULT;
     bool as_json = false;
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&coordinator),
+        CLIENT_OPTION_SPECS(&connection),
         {.name = "json", .kind = OPTION_FLAG, .target = &as_json, .help = "one line of JSON"},
     };
     const struct options options = {
@@ -23,7 +23,7 @@ int query_run(const struct query *query, int argc, char **argv) {
     enum options_result result = options_parse(&options, argc, argv, &positional_count);
     if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? EXIT_SUCCESS : CLIENT_EXIT_USAGE;
     struct client client;
-    if (!client_open(coordinator, &client)) return EXIT_FAILURE;
+    if (!client_open(&connection, NULL, &client)) return EXIT_FAILURE;
     ProtobufCMessage *response =
         client_call(&client, query->service, query->method, query->request);
     int exit_status = EXIT_FAILURE;

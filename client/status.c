@@ -12,14 +12,14 @@
 #include "client/verbs.h"
 
 struct arguments {
-    const char *coordinator;
+    struct client_options connection;
     bool as_json, is_watch;
     double interval_seconds;
 };
 
 static bool parse_arguments(int argc, char **argv, struct arguments *arguments, int *exit_status) {
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&arguments->coordinator),
+        CLIENT_OPTION_SPECS(&arguments->connection),
         {"watch", OPTION_FLAG, &arguments->is_watch, NULL, "show it again and again until Ctrl-C",
          0, 0},
         {"interval", OPTION_NUMBER, &arguments->interval_seconds, "S",
@@ -39,23 +39,11 @@ static bool parse_arguments(int argc, char **argv, struct arguments *arguments, 
     return result == OPTIONS_RUN;
 }
 
-static ProtobufCMessage *ask(struct client *client, enum rpc_code *code_out, struct error *error) {
-    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
-    const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS};
-    ProtobufCMessage *response = NULL;
-    *code_out = rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
-                              &request.base, &options, &response, error);
-    return *code_out == RPC_OK ? response : NULL;
-}
-
 static int show_once(struct client *client, const struct arguments *arguments) {
-    enum rpc_code code;
-    struct error error = {0};
-    ProtobufCMessage *response = ask(client, &code, &error);
-    if (response == NULL) {
-        client_report_code(client, code, error.text);
-        return EXIT_FAILURE;
-    }
+    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    ProtobufCMessage *response =
+        client_call(client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base);
+    if (response == NULL) return client_exit_status(client);
     int exit_status;
     if (arguments->as_json) {
         exit_status = json_print_line(message_json(response));
@@ -75,6 +63,16 @@ static int show_once(struct client *client, const struct arguments *arguments) {
 #define SCREEN_HOME "\033[H"
 #define SCREEN_LINE_END "\033[K\n" // clears what was there
 #define SCREEN_CLEAR_BELOW "\033[J"
+
+// Asks once: the next picture comes soon, and until then it is seen that nobody answers.
+static ProtobufCMessage *ask(struct client *client, enum rpc_code *code_out, struct error *error) {
+    Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
+    const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS};
+    ProtobufCMessage *response = NULL;
+    *code_out = rpc_call_wait(client->channel, &stagecoach__v1__admin__descriptor, "GetPipeline",
+                              &request.base, &options, &response, error);
+    return *code_out == RPC_OK ? response : NULL;
+}
 
 static void show_picture(struct client *client, bool is_terminal) {
     const char *line_end = is_terminal ? SCREEN_LINE_END : "\n";
@@ -111,13 +109,14 @@ static int watch(struct client *client, const sigset_t *interrupts,
 }
 
 int verb_status(int argc, char **argv) {
-    struct arguments arguments = {.coordinator = CLIENT_COORDINATOR_DEFAULT, .interval_seconds = 1};
+    struct arguments arguments = {.connection = CLIENT_OPTIONS_DEFAULT, .interval_seconds = 1};
     int exit_status;
     if (!parse_arguments(argc, argv, &arguments, &exit_status)) return exit_status;
     sigset_t interrupts;
     if (arguments.is_watch) client_block_interrupts(&interrupts);
     struct client client;
-    if (!client_open(arguments.coordinator, &client)) return EXIT_FAILURE;
+    if (!client_open(&arguments.connection, arguments.is_watch ? &interrupts : NULL, &client))
+        return EXIT_FAILURE;
     exit_status = arguments.is_watch ? watch(&client, &interrupts, &arguments)
                                      : show_once(&client, &arguments);
     client_close(&client);

@@ -16,9 +16,10 @@ static int print_ids(const Stagecoach__V1__TokenizeResponse *response) {
     return client_finish_output();
 }
 
-static int tokenize(const char *coordinator, char *text, bool no_special_tokens, bool as_json) {
+static int tokenize(const struct client_options *connection, char *text, bool no_special_tokens,
+                    bool as_json) {
     struct client client;
-    if (!client_open(coordinator, &client)) return EXIT_FAILURE;
+    if (!client_open(connection, NULL, &client)) return EXIT_FAILURE;
     Stagecoach__V1__TokenizeRequest request = STAGECOACH__V1__TOKENIZE_REQUEST__INIT;
     request.text = text;
     request.no_special_tokens = no_special_tokens;
@@ -35,10 +36,10 @@ static int tokenize(const char *coordinator, char *text, bool no_special_tokens,
 }
 
 int verb_tokenize(int argc, char **argv) {
-    const char *coordinator = CLIENT_COORDINATOR_DEFAULT;
+    struct client_options connection = CLIENT_OPTIONS_DEFAULT;
     bool no_special_tokens = false, as_json = false;
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&coordinator),
+        CLIENT_OPTION_SPECS(&connection),
         {.name = "no-special-tokens",
          .kind = OPTION_FLAG,
          .target = &no_special_tokens,
@@ -57,14 +58,14 @@ int verb_tokenize(int argc, char **argv) {
     enum options_result result = options_parse(&options, argc, argv, &positional_count);
     if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? EXIT_SUCCESS : CLIENT_EXIT_USAGE;
     if (positional_count == 1 && strcmp(argv[1], "-") != 0)
-        return tokenize(coordinator, argv[1], no_special_tokens, as_json);
+        return tokenize(&connection, argv[1], no_special_tokens, as_json);
     char *text;
     struct error error;
     if (parse_standard_input(&text, &error) != STATUS_OK) {
         client_report("%s", error.text);
         return EXIT_FAILURE;
     }
-    int exit_status = tokenize(coordinator, text, no_special_tokens, as_json);
+    int exit_status = tokenize(&connection, text, no_special_tokens, as_json);
     free(text);
     return exit_status;
 }

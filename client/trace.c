@@ -13,7 +13,7 @@
 #include "client/verbs.h"
 
 struct arguments {
-    const char *coordinator;
+    struct client_options connection;
     double seconds;
     bool as_json;
     const char *path;
@@ -33,7 +33,7 @@ struct recording {
 
 static bool parse_arguments(int argc, char **argv, struct arguments *arguments, int *exit_status) {
     const struct option_spec specs[] = {
-        CLIENT_OPTION_COORDINATOR(&arguments->coordinator),
+        CLIENT_OPTION_SPECS(&arguments->connection),
         {"seconds", OPTION_NUMBER, &arguments->seconds, "S", "how long to record (default 5)", 0.1,
          CLIENT_TRACE_SECONDS_MAX},
         {"json", OPTION_FLAG, &arguments->as_json, NULL, "one line of JSON about what was written",
@@ -138,6 +138,7 @@ static int record_file(struct client *client, const sigset_t *interrupts, FILE *
     Stagecoach__V1__Pipeline *pipeline = (Stagecoach__V1__Pipeline *)client_call(
         client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base);
     if (pipeline == NULL) return EXIT_FAILURE;
+    client->retry_ms = 0; // another coordinator would tell of other steps
     struct recording recording = {.client = client, .interrupts = interrupts};
     trace_file_begin(&recording.trace, file, 0, pipeline);
     protobuf_c_message_free_unpacked(&pipeline->base, NULL);
@@ -148,7 +149,7 @@ static int record_file(struct client *client, const sigset_t *interrupts, FILE *
 }
 
 int verb_trace(int argc, char **argv) {
-    struct arguments arguments = {.coordinator = CLIENT_COORDINATOR_DEFAULT, .seconds = 5};
+    struct arguments arguments = {.connection = CLIENT_OPTIONS_DEFAULT, .seconds = 5};
     int exit_status;
     if (!parse_arguments(argc, argv, &arguments, &exit_status)) return exit_status;
     FILE *file = fopen(arguments.path, "we");
@@ -160,7 +161,7 @@ int verb_trace(int argc, char **argv) {
     client_block_interrupts(&interrupts);
     struct client client;
     exit_status = EXIT_FAILURE;
-    if (client_open(arguments.coordinator, &client)) {
+    if (client_open(&arguments.connection, &interrupts, &client)) {
         exit_status = record_file(&client, &interrupts, file, &arguments);
         client_close(&client);
     }

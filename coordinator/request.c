@@ -413,5 +413,5 @@ void request_close(struct request *request) {
 }
 
 uint64_t request_seed(uint64_t seed, uint32_t index) {
-    return seed + index * UINT64_C(0x9E3779B97F4A7C15);
+    return seed + index * REQUEST_SEED_STEP;
 }

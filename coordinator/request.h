@@ -77,6 +77,6 @@ MUST_USE enum status request_open(const struct request_rules *rules,
 void request_begin(struct request *request, struct rpc_call *call);
 void request_close(struct request *request); // NULL allowed
 
-// The seed that answer `index` draws with: that of the request for the first, and steps of 2^64
-// divided by the golden ratio for the others, so that requests with neighbouring seeds share none.
+// The seed that answer `index` draws with: that of the request for the first, and steps of
+// REQUEST_SEED_STEP for the others.
 uint64_t request_seed(uint64_t seed, uint32_t index);

@@ -27,6 +27,11 @@ class Coordinator(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServ
         self.pieces = ["Hello", " wörld", "!"]
         self.piece_delay_s = 0.0
         self.refusal = None  # (code, sentence)
+        self.refusal_count = 1 << 30  # so many times, of calls of any method
+        self.retry_ms = None  # what refused calls are told
+        self.request_count = 0
+        self.break_after = []  # messages after which a Generate call breaks, one a call
+        self.resumes = True
         self.cancelled = threading.Event()
         self.pipelines = [self.running()]
 
@@ -37,21 +42,35 @@ class Coordinator(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServ
         return admin_pb2.Pipeline(state=admin_pb2.PIPELINE_STATE_RUNNING, stage_count=1,
                                   model_name="m", stages=[stage])
 
-    def Generate(self, request, context):
+    def take(self, request, context):
         self.request = request
-        context.add_callback(self.cancelled.set)
-        if self.refusal:
+        self.request_count += 1
+        if self.refusal and self.refusal_count > 0:
+            self.refusal_count -= 1
+            if self.retry_ms is not None:
+                context.set_trailing_metadata([("grpc-retry-pushback-ms", str(self.retry_ms))])
             context.abort(*self.refusal)
-        for index, piece in enumerate(self.pieces):
+
+    def Generate(self, request, context):
+        context.add_callback(self.cancelled.set)
+        self.take(request, context)
+        break_after = self.break_after.pop(0) if self.break_after else None
+        first = len(request.resume[0].token_ids) if request.resume and self.resumes else 0
+        for index, piece in enumerate(self.pieces[first:], first):
+            if index - first == break_after:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
             time.sleep(self.piece_delay_s)
             last = index == len(self.pieces) - 1
             yield inference_pb2.GenerateResponse(
-                text=piece, token_ids=[index + 10], seed=2**63 + 1 if last else 0,
+                text=piece, token_ids=[index + 10], seed=2**63 + 1, token_first=index,
+                request_id="made" if index == first else "",
                 finish_reason="FINISH_REASON_STOP" if last else "FINISH_REASON_NONE",
                 usage=USAGE if last else None, stop_token_id=2 if last else None)
+        if break_after == len(self.pieces) - first:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
     def Tokenize(self, request, context):
-        self.request = request
+        self.take(request, context)
         return inference_pb2.TokenizeResponse(token_ids=[1, 2, 3])
 
     def Detokenize(self, request, context):
@@ -160,12 +179,97 @@ class ClientTest(unittest.TestCase):
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
             for verb in ["generate", "status", "model", "tokenize", "detokenize"]:
-                result = run(CLIENT, verb, "--coordinator", address, "1", timeout=10) \
-                    if verb not in ("status", "model") else \
-                    run(CLIENT, verb, "--coordinator", address, timeout=10)
+                words = [] if verb in ("status", "model") else ["1"]
+                result = run(CLIENT, verb, "--coordinator", address, "--retry-seconds", "0",
+                             *words, timeout=10)
                 self.assertEqual(result.returncode, 1)
                 self.assertIn("(UNAVAILABLE)", result.stderr)
                 self.assertIn(address, result.stderr)
+
+    def refuse(self, code, count, retry_ms=None):
+        self.coordinator.refusal = (code, "not now")
+        self.coordinator.refusal_count = count
+        self.coordinator.retry_ms = retry_ms
+        self.coordinator.request_count = 0
+
+    def test_unavailable_is_tried_again_by_every_verb(self):
+        for verb, expected in [("generate", "Hello wörld!\n"), ("tokenize", "1 2 3\n")]:
+            self.refuse(grpc.StatusCode.UNAVAILABLE, 3)
+            result = self.client(verb, "hi")
+            self.assertEqual((result.returncode, result.stdout), (0, expected), result.stderr)
+            self.assertEqual(self.coordinator.request_count, 4)
+            # Said once, however often it was tried.
+            self.assertEqual(result.stderr.count("not now (UNAVAILABLE), trying for"), 1)
+
+    def test_trying_again_is_bounded(self):
+        for verb in ["generate", "tokenize"]:
+            self.refuse(grpc.StatusCode.UNAVAILABLE, 1 << 30)
+            begin = time.monotonic()
+            result = self.client(verb, "--retry-seconds", "1", "hi")
+            self.assertLess(time.monotonic() - begin, 5)
+            self.assertEqual(result.returncode, 1)
+            self.assertTrue(result.stderr.endswith("not now (UNAVAILABLE)\n"), result.stderr)
+            self.assertGreater(self.coordinator.request_count, 2)
+            self.refuse(grpc.StatusCode.UNAVAILABLE, 1 << 30)
+            self.client(verb, "--retry-seconds", "0", "hi")
+            self.assertEqual(self.coordinator.request_count, 1)
+
+    def test_exhausted_is_tried_again_when_the_coordinator_says_when(self):
+        exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+        for verb in ["generate", "tokenize"]:
+            self.refuse(exhausted, 1, retry_ms=700)
+            begin = time.monotonic()
+            self.assertEqual(self.client(verb, "hi").returncode, 0)
+            self.assertGreaterEqual(time.monotonic() - begin, 0.7)
+            self.assertEqual(self.coordinator.request_count, 2)
+            for code, retry_ms in [(exhausted, None), (exhausted, 11000), (exhausted, -1),
+                                   (grpc.StatusCode.UNAVAILABLE, -1),
+                                   (grpc.StatusCode.INTERNAL, 10)]:
+                self.refuse(code, 1 << 30, retry_ms)
+                begin = time.monotonic()
+                self.assertEqual(self.client(verb, "hi").returncode, 1)
+                self.assertLess(time.monotonic() - begin, 5)
+                self.assertEqual(self.coordinator.request_count, 1, (code, retry_ms))
+
+    def test_interrupt_while_waiting_to_try_again_ends_at_once(self):
+        self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, 1 << 30, retry_ms=20000)
+        client = self.start("--retry-seconds", "60", "hi", stdout=subprocess.DEVNULL)
+        # What it waits for is said, since it is long.
+        self.assertIn("trying for 60.0 s more", client.stderr.readline())
+        begin = time.monotonic()
+        client.send_signal(signal.SIGINT)
+        self.assertEqual(client.wait(10), 130)
+        self.assertLess(time.monotonic() - begin, 2)
+
+    def test_broken_answer_goes_on_with_what_came(self):
+        for breaks in [[1], [2], [1, 1], [0, 2], [0, 1, 0, 1]]:
+            self.coordinator.break_after = list(breaks)
+            result = self.client("generate", "--json", "--top-k", "5", "--n", "1", "hi")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            answer = json.loads(result.stdout)
+            self.assertEqual(answer["text"], "Hello wörld!")
+            self.assertEqual(answer["token_ids"], [10, 11, 12])
+            self.assertEqual(answer["finish_reason"], "stop")
+            came = sum(breaks)
+            expected = inference_pb2.GenerateRequest(
+                text="hi", sampling={"top_k": 5, "seed": 2**63 + 1}, stop={}, n=1,
+                request_id="made",
+                resume=[inference_pb2.ResumedAnswer(token_ids=range(10, 10 + came))])
+            self.assertEqual(self.coordinator.request, expected)
+
+    def test_answer_that_came_whole_is_not_asked_for_again(self):
+        self.coordinator.break_after = [3]
+        self.coordinator.request_count = 0
+        result = self.client("generate", "hi")
+        self.assertEqual((result.returncode, result.stdout), (0, "Hello wörld!\n"))
+        self.assertEqual(self.coordinator.request_count, 1)
+
+    def test_coordinator_that_begins_again_is_not_mistaken_for_one_that_goes_on(self):
+        self.coordinator.break_after = [2]
+        self.coordinator.resumes = False
+        result = self.client("generate", "hi")
+        self.assertEqual((result.returncode, result.stdout), (1, "Hello wörld\n"))
+        self.assertIn("did not go on with it", result.stderr)
 
     def test_text_is_flushed_as_it_comes(self):
         self.coordinator.piece_delay_s = 0.4

@@ -1,10 +1,20 @@
 """Calls that break and go on: by hand in Python, and by the client."""
 
+import json
+import signal
+import socket
+import subprocess
+import threading
 import unittest
 
 import grpc
 
-from harness import Pipeline, expect_code, inference_pb2, wait_until
+from harness import (BIN, MODEL, PATIENCE, Pipeline, Process, expect_code, inference_pb2, run,
+                     wait_until)
+
+CLIENT = BIN / "stagecoach"
+# What differs between two calls that give the same: times, what was cached, who computed it.
+DIFFERS = ("queue_ms", "first_token_ms", "total_ms", "tokens_per_second", "cached_tokens", "stages")
 
 ANSWER_STEP = 0x9E3779B97F4A7C15  # between the seeds of neighbouring answers
 SAMPLING = {"temperature": 0.9, "seed": 17, "repetition_penalty": 1.3, "presence_penalty": 0.5,
@@ -139,6 +149,178 @@ class ResumeTest(unittest.TestCase):
             with expect_code(self, grpc.StatusCode.INVALID_ARGUMENT, *words):
                 self.pipeline.generate(**fields)
         wait_until(self.pipeline.is_idle, 10, "nothing is left of them")
+
+
+class CuttingProxy:
+    """Passes TCP connections on to `address`; cuts each, by a reset, after so many bytes have come
+    back over it. Beyond the last number connections live."""
+
+    def __init__(self, address, byte_counts):
+        host, port = address.split(":")
+        self.target = (host, int(port))
+        self.byte_counts = list(byte_counts)
+        self.cut_count = 0
+        self.sockets = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self.target)
+            self.sockets += [near, far]
+            limit = self.byte_counts.pop(0) if self.byte_counts else None
+            threading.Thread(target=self.copy, args=(near, far, None), daemon=True).start()
+            threading.Thread(target=self.copy, args=(far, near, limit), daemon=True).start()
+
+    def copy(self, source, sink, limit):
+        try:
+            while data := source.recv(65536 if limit is None else max(1, min(limit, 65536))):
+                sink.sendall(data)
+                if limit is None:
+                    continue
+                limit -= len(data)
+                if limit <= 0:
+                    self.cut_count += 1
+                    break
+        except OSError:
+            pass
+        for each in (source, sink):
+            # Closed with nothing to wait for: a reset.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self):
+        self.listener.close()
+        for each in self.sockets:
+            each.close()
+
+
+def without_what_differs(line):
+    return {key: value for key, value in line.items() if key not in DIFFERS}
+
+
+def generate(address, *options, timeout=60):
+    """`stagecoach generate --json` to its end; its line without what may differ."""
+    result = run(CLIENT, "generate", "--coordinator", address, "--json", *options, timeout=timeout)
+    if result.returncode != 0:
+        raise AssertionError(f"ended with {result.returncode}: {result.stderr}")
+    line = json.loads(result.stdout)
+    assert line["first_token_ms"] <= line["total_ms"]
+    return without_what_differs(line)
+
+
+class ClientResumeTest(unittest.TestCase):
+    OPTIONS = ["--temperature", "0.9", "--seed", "5", "--ignore-eos", "--logprobs", "2",
+               "--presence-penalty", "0.5", "--repetition-penalty", "1.2", "--stop", "zzzz",
+               "--prompt", "The"]
+
+    def test_cut_connections_cannot_be_seen_in_the_answer(self):
+        with Pipeline(stages=2) as pipeline:
+            for options in (["--max-tokens", "120"], ["--max-tokens", "40", "--n", "4"]):
+                expected = generate(pipeline.address, *self.OPTIONS, *options)
+                for counts in ([1000, 2000, 3000], [40, 700, 701, 702, 703], [5000, 1, 2500]):
+                    proxy = CuttingProxy(pipeline.address, counts)
+                    self.addCleanup(proxy.close)
+                    self.assertEqual(generate(proxy.address, *self.OPTIONS, *options), expected)
+                    self.assertEqual(proxy.cut_count, len(counts))
+                    proxy.close()
+            wait_until(pipeline.is_idle, 10, "nothing is left of the calls that broke")
+
+    @staticmethod
+    def restart_coordinator(pipeline):
+        """kill -9 while a stage stands still, so that no answer can end meanwhile."""
+        frozen = pipeline.stages[0]
+        frozen.signal(signal.SIGSTOP)
+        pipeline.coordinator.kill()
+        pipeline.coordinator = Process(
+            "coordinator-again", BIN / "stagecoach-coordinator", "--model", MODEL, "--listen",
+            pipeline.address, "--stages", 2)
+        frozen.signal(signal.SIGCONT)
+
+    @staticmethod
+    def pipeline_at_fixed_port():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return Pipeline(stages=2, coordinator=["--listen", address])
+
+    def popen(self, address, *options):
+        popen = subprocess.Popen([CLIENT, "generate", "--coordinator", address, "--retry-seconds",
+                                  str(30 * PATIENCE), *options],
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
+        self.addCleanup(popen.stdout.close)
+        self.addCleanup(popen.stderr.close)
+        self.addCleanup(lambda: popen.poll() is None and (popen.kill(), popen.wait()))
+        return popen
+
+    def test_killed_coordinator_cannot_be_seen_in_the_answer(self):
+        with self.pipeline_at_fixed_port() as pipeline:
+            for options in (["--max-tokens", "300", "--n", "1"], ["--max-tokens", "60", "--n", "5"]):
+                expected = generate(pipeline.address, *self.OPTIONS, *options)
+                before = pipeline.pipeline().completion_token_count
+                client = self.popen(pipeline.address, "--json", *self.OPTIONS, *options)
+                wait_until(lambda: pipeline.pipeline().completion_token_count > before + 20, 10,
+                           "some tokens have come")
+                self.restart_coordinator(pipeline)
+                out, err = client.communicate(timeout=60 * PATIENCE)
+                self.assertEqual(client.returncode, 0, err)
+                line = json.loads(out)
+                self.assertEqual(without_what_differs(line), expected)
+                # The second coordinator made the rest, and nothing that was there already.
+                self.assertLess(pipeline.pipeline().completion_token_count,
+                                expected["completion_tokens"])
+
+    def test_client_of_any_kind_goes_on_after_a_killed_coordinator(self):
+        fields = {"prompt": "The", "n": 3, "logprobs": 1, "sampling": SAMPLING,
+                  "stop": {"max_tokens": 100, "ignore_eos": True}}
+        with self.pipeline_at_fixed_port() as pipeline:
+            expected, usage = take_all(pipeline.stream(**fields), 3)
+            stream = pipeline.stream(**fields)
+            answers, _ = take_all([next(stream) for _ in range(50)], 3)
+            self.restart_coordinator(pipeline)
+            with self.assertRaises(grpc.RpcError) as broken:
+                while True:
+                    take_all([next(stream)], 3, answers)
+            self.assertEqual(broken.exception.code(), grpc.StatusCode.UNAVAILABLE)
+            wait_until(lambda: self.answers(pipeline), 20, "the coordinator is there again")
+            answers, usage_after = take_all(
+                pipeline.stream(resume=resume_of(answers), **fields), 3, answers)
+            self.assertEqual(answers, expected)
+            self.assertEqual(usage_after.completion_tokens, usage.completion_tokens)
+
+    @staticmethod
+    def answers(pipeline):
+        try:
+            return pipeline.pipeline()
+        except grpc.RpcError:
+            return None
+
+    def test_text_goes_on_in_the_middle_of_a_line(self):
+        with Pipeline(stages=2) as pipeline:
+            whole = run(CLIENT, "generate", "--coordinator", pipeline.address, *self.OPTIONS,
+                        "--max-tokens", "100").stdout
+            proxy = CuttingProxy(pipeline.address, [1500, 1500])
+            self.addCleanup(proxy.close)
+            result = run(CLIENT, "generate", "--coordinator", proxy.address, *self.OPTIONS,
+                         "--max-tokens", "100")
+            self.assertEqual(result.stdout, whole)
+            self.assertEqual(proxy.cut_count, 2)
+            broken = CuttingProxy(pipeline.address, [1500])
+            self.addCleanup(broken.close)
+            result = run(CLIENT, "generate", "--coordinator", broken.address, "--retry-seconds",
+                         "0", *self.OPTIONS, "--max-tokens", "100")
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("(UNAVAILABLE)", result.stderr)
+            self.assertTrue(whole.startswith(result.stdout[:-1]))
 
 
 if __name__ == "__main__":
