@@ -216,6 +216,26 @@ enum {
     // Pause between connection attempts: from the first, growing, to the second.
     RPC_RECONNECT_FIRST_MS = 100,
     RPC_RECONNECT_LAST_MS = 1000,
+    // A connection to a server that has not finished its TLS handshake by then is cut.
+    RPC_HANDSHAKE_MS = 10000,
+};
+
+// -- access ---------------------------------------------------------------------------------------
+enum {
+    // Larger files of certificates, keys or tokens are refused.
+    RPC_PEM_BYTES_MAX = 1 << 20,
+    RPC_TOKENS_BYTES_MAX = 1 << 20,
+    // Tokens that a server knows, and the length of each; others are refused with their line.
+    RPC_TOKEN_COUNT_MAX = 1024,
+    RPC_TOKEN_BYTES_MIN = 16,
+    RPC_TOKEN_BYTES_MAX = 512,
+    // Names of callers: longer ones are refused in a file of tokens, and cut from certificates.
+    RPC_CALLER_NAME_BYTES_MAX = 63,
+    // Files of certificates and tokens are looked at this often. What is wrong with a change is
+    // said when they have rested for as long.
+    RPC_FILES_CHECK_MS = 1000,
+    // A certificate is warned of when it has less time than this left.
+    RPC_EXPIRY_WARN_S = 7 * 24 * 3600,
 };
 
 // -- command lines --------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ struct rpc_metadata {
 #define RPC_RETRY_UNSAID UINT32_MAX
 #define RPC_RETRY_NEVER (UINT32_MAX - 1)
 
+struct rpc_access;
 struct rpc;      // the completion queue, its thread, a server and any number of channels
 struct rpc_call; // one call, on either side; counted references
 
@@ -72,6 +73,9 @@ struct rpc_config {
     // borrowed until rpc_close. NULL: proto/descriptors.
     const uint8_t *descriptor_set;
     size_t descriptor_set_bytes;
+    // Who may call, and who we are (transport/rpc_access.h), for the server and all channels;
+    // borrowed until rpc_close. NULL: plaintext on loopback, from and to anyone.
+    struct rpc_access *access;
 };
 
 // Block signals in all threads before this. STATUS_NO_MEMORY, STATUS_IO.
@@ -131,7 +135,8 @@ MUST_USE enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDesc
 
 // Listens on "host:port" (port 0: any free one) or "unix:/path" and serves; may be called once.
 // *port_out gets the port (0 for unix). An empty host (":port") is every address of the machine.
-// STATUS_INVALID, STATUS_IO: with a sentence that names the address.
+// STATUS_INVALID, STATUS_IO: with a sentence that names the address. Plaintext beyond loopback is
+// invalid, see rpc_access_check_listen.
 MUST_USE enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
                                struct error *error);
 
@@ -140,6 +145,7 @@ MUST_USE enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *p
 struct rpc_channel;
 
 // Never fails for an unreachable address: calls do. `target` is "host:port" or "unix:/path".
+// STATUS_INVALID where rpc_access_check_dial says so.
 MUST_USE enum status rpc_channel_open(struct rpc *rpc, const char *target,
                                       struct rpc_channel **channel_out);
 void rpc_channel_close(struct rpc_channel *channel); // calls in progress go on
@@ -237,6 +243,10 @@ MUST_USE enum status rpc_call_add_metadata(struct rpc_call *call,
                                            const struct rpc_metadata *entries, size_t entry_count);
 MUST_USE enum status rpc_call_add_trailers(struct rpc_call *call,
                                            const struct rpc_metadata *entries, size_t entry_count);
+
+// Server: who calls: the name of its token, or the common name of its certificate; "" when nobody
+// knows. Valid as long as the call.
+const char *rpc_call_caller(const struct rpc_call *call);
 
 // The peer's address without its port, such as "10.0.0.7" or "::1"; "" for unix sockets and on a
 // client.

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -31,6 +32,42 @@ enum status rpc_address_check(const char *address, struct error *error) {
                          "address %s: must be host:port, [ipv6]:port or unix:/path", address);
     }
     return STATUS_OK;
+}
+
+static bool is_loopback(const struct sockaddr *address) {
+    if (address->sa_family == AF_INET) {
+        const struct sockaddr_in *four = (const struct sockaddr_in *)address;
+        return ntohl(four->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+    }
+    const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)address;
+    if (address->sa_family != AF_INET6) return false;
+    bool is_mapped = IN6_IS_ADDR_V4MAPPED(&six->sin6_addr) != 0;
+    return IN6_IS_ADDR_LOOPBACK(&six->sin6_addr) ||
+           (is_mapped && six->sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
+}
+
+bool rpc_address_is_loopback(const char *address, struct error *reason_out) {
+    if (rpc_address_is_unix(address)) return true;
+    struct address parsed;
+    enum status status = address_parse(address, &parsed, reason_out);
+    if (status != STATUS_OK) return false;
+    if (address_is_wildcard(parsed.host)) {
+        (void)error_set(reason_out, STATUS_INVALID, "it is every address of this machine");
+        return false;
+    }
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    struct addrinfo *found;
+    int rc = getaddrinfo(parsed.host, NULL, &hints, &found);
+    if (rc != 0) {
+        (void)error_set(reason_out, STATUS_IO, "%s: %s", parsed.host, gai_strerror(rc));
+        return false;
+    }
+    bool are_all = true;
+    for (const struct addrinfo *each = found; each != NULL; each = each->ai_next)
+        are_all = are_all && is_loopback(each->ai_addr);
+    freeaddrinfo(found);
+    if (!are_all) (void)error_set(reason_out, STATUS_INVALID, "%s is not loopback", parsed.host);
+    return are_all;
 }
 
 static const char *refusal_of_socket(const struct sockaddr *address, socklen_t address_bytes) {

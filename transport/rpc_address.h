@@ -13,6 +13,10 @@ MUST_USE enum status rpc_address_check(const char *address, struct error *error)
 
 bool rpc_address_is_unix(const char *address);
 
+// Whether a valid address is reached from this machine only: a unix socket, or a host all of whose
+// addresses are loopback ones. If not, *reason_out says why not, as in "10.0.0.7 is not loopback".
+bool rpc_address_is_loopback(const char *address, struct error *reason_out);
+
 // Why listening on a valid address fails: tries it once more and gives the system's words, such as
 // "Address already in use". Never NULL; not to be freed.
 const char *rpc_address_refusal(const char *address);

@@ -199,6 +199,10 @@ bool rpc_call_is_late(const struct rpc_call *call) {
     return call->is_server && gpr_time_cmp(call->deadline, gpr_now(GPR_CLOCK_MONOTONIC)) <= 0;
 }
 
+const char *rpc_call_caller(const struct rpc_call *call) {
+    return call->caller.name;
+}
+
 void rpc_call_peer_host(const struct rpc_call *call, char *host_out, size_t host_capacity_bytes) {
     CHECK(host_capacity_bytes > 0);
     size_t size_bytes = strnlen(call->peer_host, host_capacity_bytes - 1);

@@ -1,5 +1,6 @@
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <grpc/grpc_security.h>
 #include <grpc/slice.h>
@@ -8,11 +9,19 @@
 #include "base/check.h"
 #include "transport/rpc_address.h"
 #include "transport/rpc_internal.h"
+#include "transport/rpc_metadata.h"
 #include "transport/rpc_methods.h"
 
 // -- channels ------------------------------------------------------------------------------------
 
-static grpc_channel *create_channel(const struct rpc_config *config, const char *target) {
+static grpc_arg text_argument(const char *key, const char *value) {
+    return (grpc_arg){
+        .type = GRPC_ARG_STRING, .key = (char *)key, .value.string = (char *)(uintptr_t)value};
+}
+
+static grpc_channel *create_channel(const struct rpc_config *config, const char *target,
+                                    uint32_t *tls_generation_out) {
+    const char *server_name = rpc_access_server_name(config->access);
     grpc_arg arguments[] = {
         rpc_argument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->receive_bytes_max),
         rpc_argument(GRPC_ARG_KEEPALIVE_TIME_MS, RPC_KEEPALIVE_MS),
@@ -32,10 +41,13 @@ static grpc_channel *create_channel(const struct rpc_config *config, const char 
         rpc_argument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
         rpc_argument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
         rpc_argument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
+        text_argument(GRPC_SSL_TARGET_NAME_OVERRIDE_ARG, server_name), // the last: may be left out
     };
-    grpc_channel_args args = {.num_args = sizeof(arguments) / sizeof(arguments[0]),
+    size_t count = sizeof(arguments) / sizeof(arguments[0]);
+    grpc_channel_args args = {.num_args = server_name != NULL ? count : count - 1,
                               .args = arguments};
-    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
+    grpc_channel_credentials *credentials =
+        rpc_tls_channel_credentials(config->access, tls_generation_out);
     grpc_channel *channel = grpc_channel_create(target, credentials, &args);
     grpc_channel_credentials_release(credentials);
     return channel;
@@ -43,22 +55,37 @@ static grpc_channel *create_channel(const struct rpc_config *config, const char 
 
 enum status rpc_channel_open(struct rpc *rpc, const char *target,
                              struct rpc_channel **channel_out) {
+    enum status status = rpc_access_check_dial(rpc->config.access, target, NULL);
+    if (status != STATUS_OK) return status;
     struct rpc_channel *channel = calloc(1, sizeof(*channel));
     if (channel == NULL) return STATUS_NO_MEMORY;
+    CHECK(pthread_mutex_init(&channel->mutex, NULL) == 0);
     // Without the scheme a host called "dns" or "ipv4" would be taken for one.
-    char uri[512];
-    (void)snprintf(uri, sizeof(uri), "%s%s", rpc_address_is_unix(target) ? "" : "dns:///", target);
+    (void)snprintf(channel->target, sizeof(channel->target), "%s%s",
+                   rpc_address_is_unix(target) ? "" : "dns:///", target);
     grpc_init(); // so that a channel may be closed after its rpc
     channel->rpc = rpc;
-    channel->grpc = create_channel(&rpc->config, uri);
+    channel->grpc = create_channel(&rpc->config, channel->target, &channel->tls_generation);
     *channel_out = channel;
     return STATUS_OK;
+}
+
+// Certificates of a channel cannot be changed: new calls get a channel with the new ones, and those
+// of the one before go on.
+static void renew(struct rpc_channel *channel) {
+    const struct rpc_config *config = &channel->rpc->config;
+    if (rpc_access_generation(config->access) == channel->tls_generation) return;
+    if (channel->previous != NULL) grpc_channel_destroy(channel->previous);
+    channel->previous = channel->grpc;
+    channel->grpc = create_channel(config, channel->target, &channel->tls_generation);
 }
 
 void rpc_channel_close(struct rpc_channel *channel) {
     if (channel == NULL) return;
     grpc_channel_destroy(channel->grpc);
+    if (channel->previous != NULL) grpc_channel_destroy(channel->previous);
     grpc_shutdown();
+    pthread_mutex_destroy(&channel->mutex);
     free(channel);
 }
 
@@ -76,10 +103,20 @@ static grpc_call *create_call(struct rpc_channel *channel, const char *service, 
     int size = snprintf(path, sizeof(path), "/%s/%s", service, method);
     CHECK(size > 0 && (size_t)size < sizeof(path));
     grpc_slice slice = grpc_slice_from_copied_string(path);
+    pthread_mutex_lock(&channel->mutex);
+    if (rpc_access_has_tls(channel->rpc->config.access)) renew(channel);
     grpc_call *call = grpc_channel_create_call(channel->grpc, NULL, GRPC_PROPAGATE_DEFAULTS,
                                                channel->rpc->queue, slice, NULL, deadline, NULL);
+    pthread_mutex_unlock(&channel->mutex);
     grpc_slice_unref(slice);
     return call;
+}
+
+static void add_authorization(struct rpc_access *access, struct rpc_call *call) {
+    char text[RPC_AUTHORIZATION_BYTES_MAX];
+    if (!rpc_access_authorization(access, text)) return;
+    rpc_metadata_take(&call->send_initial, "authorization", grpc_slice_from_copied_string(text));
+    explicit_bzero(text, sizeof(text));
 }
 
 // Makes a call that has not started, so that it can still be changed.
@@ -112,6 +149,7 @@ static enum status prepare(struct rpc_channel *channel, const ProtobufCServiceDe
     enum status status =
         rpc_metadata_append(&call->send_initial, options->metadata, options->metadata_count);
     if (status != STATUS_OK) goto drop_call;
+    add_authorization(config->access, call);
     call->grpc = create_call(channel, service->name, method, call->deadline);
     status = rpc_track(channel->rpc, call, false);
     if (status != STATUS_OK) goto drop_grpc_call;

@@ -14,6 +14,7 @@
 
 #include "base/limits.h"
 #include "transport/rpc.h"
+#include "transport/rpc_access.h"
 #include "transport/rpc_metadata.h"
 
 // ThreadSanitizer does not see that gRPC's queue orders "batch started" before "tag came back": the
@@ -66,7 +67,8 @@ struct rpc {
     grpc_completion_queue *queue;
     pthread_t thread;
 
-    grpc_server *server; // NULL before rpc_serve
+    grpc_server *server;        // NULL before rpc_serve
+    atomic_uint tls_generation; // of the certificates that the server uses
     struct rpc_tag stopped_tag;
     struct rpc_slot slots[RPC_ACCEPT_COUNT];
     struct rpc_route routes[RPC_METHOD_COUNT_MAX]; // fixed once serving
@@ -82,7 +84,11 @@ struct rpc {
 
 struct rpc_channel {
     struct rpc *rpc;
+    char target[512];      // as gRPC wants it
+    pthread_mutex_t mutex; // guards what follows
     grpc_channel *grpc;
+    grpc_channel *previous;  // with the certificates before: calls may wait for its connection
+    uint32_t tls_generation; // of the certificates of `grpc`
 };
 
 struct rpc_message_node {
@@ -108,6 +114,7 @@ struct rpc_call {
     gpr_timespec lasted;                                        // once it is over
     gpr_timespec begun, deadline;                               // monotonic
     char peer_host[64];                                         // of a server's call
+    struct rpc_caller caller;                                   // likewise
     ProtobufCMessage **keep_out; // rpc_call_wait: gets the message instead of handler.message
     struct rpc_tag send_tag, receive_tag, close_tag;
 
@@ -164,6 +171,14 @@ grpc_arg rpc_argument(const char *key, int value);
 // -- rpc_server.c --------------------------------------------------------------------------------
 
 void rpc_slot_post(struct rpc_slot *slot);
+
+// -- rpc_tls.c -----------------------------------------------------------------------------------
+
+grpc_server_credentials *rpc_tls_server_credentials(struct rpc *rpc);
+grpc_channel_credentials *rpc_tls_channel_credentials(struct rpc_access *access,
+                                                      uint32_t *generation_out);
+// What the connection of a server's call says of the peer.
+void rpc_tls_read_caller(grpc_call *call, struct rpc_caller *caller_out);
 
 // -- rpc_call.c ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
 #include <grpc/support/alloc.h>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "transport/rpc_address.h"
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
@@ -80,6 +81,23 @@ static void own(struct rpc_call *call, const struct rpc_route *route) {
     call->sends_many = route->server_streams;
 }
 
+// Whether the caller may call this method; RPC_OK, or how to answer it.
+static enum rpc_code let_in(struct rpc *rpc, struct rpc_call *call, const struct rpc_route *route,
+                            struct error *reason) {
+    struct rpc_access *access = rpc->config.access;
+    if (access == NULL) return RPC_OK;
+    if (rpc_access_has_tls(access)) rpc_tls_read_caller(call->grpc, &call->caller);
+    char service[sizeof(route->path)];
+    (void)snprintf(service, sizeof(service), "%s", route->path + 1);
+    *strchrnul(service, '/') = '\0';
+    enum rpc_code code =
+        rpc_access_decide(access, &call->caller, rpc_call_metadata(call, "authorization"), service,
+                          route->roles, reason);
+    if (code != RPC_OK)
+        log_debug("rpc: %s refused to %s: %s", route->path, call->peer_host, reason->text);
+    return code;
+}
+
 // Answers a call that has no owner.
 static void turn_away(struct rpc_call *call, enum status room, grpc_slice path) {
     if (room != STATUS_OK) {
@@ -114,10 +132,14 @@ static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details
     enum status room = rpc_track(rpc, call, false);
     if (room != STATUS_OK) CHECK(rpc_track(rpc, call, true) == STATUS_OK);
     const struct rpc_route *route = room == STATUS_OK ? find_route(rpc, details->method) : NULL;
-    if (route != NULL) own(call, route);
+    struct error reason;
+    enum rpc_code refusal = route != NULL ? let_in(rpc, call, route, &reason) : RPC_OK;
+    if (route != NULL && refusal == RPC_OK) own(call, route);
     rpc_call_start(call);
-    if (route != NULL)
+    if (call->has_owner)
         call->ctx = call->handler.begin(call, route->service_ctx);
+    else if (route != NULL)
+        rpc_call_end(call, refusal, reason.text);
     else
         turn_away(call, room, details->method);
     rpc_call_start_receive(call);
@@ -175,6 +197,7 @@ static grpc_server *create_server(const struct rpc_config *config) {
         rpc_argument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
         rpc_argument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                      RPC_KEEPALIVE_INTERVAL_MIN_MS),
+        rpc_argument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, RPC_HANDSHAKE_MS),
         // A compressed message can be a thousand times larger than the limit once unpacked.
         rpc_argument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE),
         rpc_argument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
@@ -187,11 +210,11 @@ static grpc_server *create_server(const struct rpc_config *config) {
     return server;
 }
 
-static int listen_on(grpc_server *server, const char *address) {
+static int listen_on(struct rpc *rpc, grpc_server *server, const char *address) {
     // gRPC wants a host; [::] takes IPv4 too where there is IPv6, and falls back to IPv4.
     char full[512];
     (void)snprintf(full, sizeof(full), "%s%s", address[0] == ':' ? "[::]" : "", address);
-    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
+    grpc_server_credentials *credentials = rpc_tls_server_credentials(rpc);
     int port = grpc_server_add_http2_port(server, full, credentials);
     grpc_server_credentials_release(credentials);
     return port;
@@ -201,10 +224,11 @@ enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
                       struct error *error) {
     CHECK(rpc->server == NULL);
     enum status status = rpc_address_check(address, error);
+    if (status == STATUS_OK) status = rpc_access_check_listen(rpc->config.access, address, error);
     if (status != STATUS_OK) return status;
     grpc_server *server = create_server(&rpc->config);
     grpc_server_register_completion_queue(server, rpc->queue, NULL);
-    int port = listen_on(server, address);
+    int port = listen_on(rpc, server, address);
     if (port == 0) {
         grpc_server_destroy(server);
         return error_set(error, STATUS_IO, "cannot listen on %s: %s", address,

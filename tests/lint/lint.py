@@ -31,6 +31,7 @@ CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coord
 VENDOR_HOMES = [
     (r"grpc/(?!.*\.pb-c\.h).*",
      r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|refusal|wire)\.h"),
+    (r"openssl/.*", r"transport/rpc_(pem|token)\.c"),
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
