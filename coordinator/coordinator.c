@@ -33,6 +33,7 @@ struct coordinator {
     struct wake wake;
     struct inbox inbox;
     struct io *io;
+    struct rpc_access *access;
     struct rpc *rpc;
     struct frontend frontend;
     struct vllm vllm;
@@ -287,7 +288,7 @@ static void open_vllm(struct coordinator *c) {
 }
 
 static enum status open_rpc(struct coordinator *c, struct error *error) {
-    struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2};
+    struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2, .access = c->access};
     enum status status = rpc_open(&config, &c->rpc);
     if (status != STATUS_OK) return error_set(error, status, "cannot start the rpc thread");
     c->frontend.rules = (struct request_rules){
@@ -307,10 +308,12 @@ static enum status open_rpc(struct coordinator *c, struct error *error) {
     uint16_t port;
     status = rpc_serve(c->rpc, c->settings->listen, &port, error);
     if (status != STATUS_OK) return status;
+    char access[256];
+    rpc_access_describe(c->access, access, sizeof(access));
     log_info("model %s: %" PRIu32 " layers over %" PRIu32
-             " stages; serving on %s, port %u, results at %s",
+             " stages; serving on %s, port %u, %s, results at %s",
              c->model_name, c->model.layer_count, c->plan.stage_count, c->settings->listen,
-             (unsigned)port, c->data_address);
+             (unsigned)port, access, c->data_address);
     if (c->settings->port_file == NULL) return STATUS_OK;
     return write_port_file(c->settings->port_file, port, error);
 }
@@ -336,6 +339,7 @@ static void serve_and_drain(struct coordinator *c) {
 static void close_all(struct coordinator *c) {
     rpc_close(c->rpc, 200);
     vllm_close(&c->vllm);
+    rpc_access_close(c->access);
     io_close(c->io);
     metrics_http_stop(c->metrics);
     loop_close(c->loop);
@@ -350,7 +354,8 @@ enum status coordinator_run(const struct settings *settings, struct error *error
     c->settings = settings;
     c->clock = clock_system();
     clock_system_id(c->clock_id);
-    enum status status = read_model(c, error);
+    enum status status = rpc_access_open(&settings->access, &c->access, error);
+    if (status == STATUS_OK) status = read_model(c, error);
     if (status == STATUS_OK) status = make_plan(c, error);
     if (status != STATUS_OK) goto close_all;
     describe_model(c);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "proto/weight_format.h"
+#include "transport/rpc_access.h"
 
 // Where the token comes from that a decode row begins with.
 enum settings_feedback {
@@ -21,6 +22,7 @@ struct settings {
     const char *data_listen;
     const char *port_file;
     const char *metrics; // NULL: off
+    struct rpc_access_config access;
     const char *layers;
     uint64_t stage_count;
     uint64_t kv_token_count;

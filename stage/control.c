@@ -41,6 +41,7 @@ struct control {
     struct backend *backend;
     struct worker *worker;
     struct rpc *rpc;
+    struct rpc_access *access;
     struct rpc_channel *channel;
     struct rpc_call *call; // the Join stream, or NULL
     char name[65];
@@ -428,9 +429,14 @@ static enum status open_all(struct control *control, struct error *error) {
     if (status != STATUS_OK) return error_set(error, status, "cannot set up the main thread");
     status = open_worker(control, error);
     if (status != STATUS_OK) return status;
-    status = rpc_open(&(struct rpc_config){0}, &control->rpc);
+    const struct settings *settings = control->settings;
+    status = rpc_access_open(&settings->access, &control->access, error);
     if (status == STATUS_OK)
-        status = rpc_channel_open(control->rpc, control->settings->coordinator, &control->channel);
+        status = rpc_access_check_dial(control->access, settings->coordinator, error);
+    if (status != STATUS_OK) return status;
+    status = rpc_open(&(struct rpc_config){.access = control->access}, &control->rpc);
+    if (status == STATUS_OK)
+        status = rpc_channel_open(control->rpc, settings->coordinator, &control->channel);
     return status == STATUS_OK ? status : error_set(error, status, "cannot start the rpc thread");
 }
 
@@ -459,6 +465,7 @@ static void close_all(struct control *control) {
     if (control->call != NULL) rpc_call_cancel(control->call);
     rpc_channel_close(control->channel);
     rpc_close(control->rpc, 200);
+    rpc_access_close(control->access);
     worker_close(control->worker);
     backend_close(control->backend);
     struct event *event;

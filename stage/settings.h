@@ -6,12 +6,14 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "stage/cpu/cores.h"
+#include "transport/rpc_access.h"
 
 struct settings {
     const char *coordinator; // host:port
     const char *model_path;  // NULL: the coordinator's path
     const char *name;        // NULL: host name and process id
     const char *data_listen;
+    struct rpc_access_config access;
     const char *kernel;
     uint64_t thread_count;     // 0: the default
     struct core_request cores; // where compute threads are pinned
