@@ -24,8 +24,15 @@ bool client_open(const struct client_options *options, const sigset_t *interrupt
     struct client client = {.coordinator = coordinator,
                             .interrupts = interrupts,
                             .retry_ms = (uint32_t)(options->retry_seconds * 1000)};
-    struct rpc_config config = {0};
-    enum status status = rpc_open(&config, &client.rpc);
+    struct error error;
+    enum status status = rpc_access_open(&options->access, &client.access, &error);
+    if (status == STATUS_OK) status = rpc_access_check_dial(client.access, coordinator, &error);
+    if (status != STATUS_OK) {
+        client_report("%s", error.text);
+        goto close_access;
+    }
+    const struct rpc_config config = {.access = client.access};
+    status = rpc_open(&config, &client.rpc);
     if (status != STATUS_OK) goto report;
     status = rpc_channel_open(client.rpc, coordinator, &client.channel);
     if (status != STATUS_OK) goto close_rpc;
@@ -35,16 +42,20 @@ close_rpc:
     rpc_close(client.rpc, 0);
 report:
     client_report("cannot prepare a connection to %s (%s)", coordinator, status_name(status));
+close_access:
+    rpc_access_close(client.access);
     return false;
 }
 
 void client_close(struct client *client) {
     rpc_channel_close(client->channel);
     rpc_close(client->rpc, 0);
+    rpc_access_close(client->access);
 }
 
-ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescriptor *service,
-                              const char *method, const ProtobufCMessage *request) {
+ProtobufCMessage *client_try(struct client *client, const ProtobufCServiceDescriptor *service,
+                             const char *method, const ProtobufCMessage *request,
+                             enum rpc_code *code_out, struct error *error) {
     struct retry retry;
     retry_init(&retry, client->retry_ms, retry_draw());
     for (;;) {
@@ -52,17 +63,30 @@ ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescr
         const struct rpc_call_options options = {.deadline_ms = CLIENT_CALL_MS,
                                                  .retry_ms_out = &failure.said_ms};
         ProtobufCMessage *response;
-        struct error error = {0};
+        *error = (struct error){0};
         failure.code =
-            rpc_call_wait(client->channel, service, method, request, &options, &response, &error);
+            rpc_call_wait(client->channel, service, method, request, &options, &response, error);
         if (failure.code == RPC_OK) return response;
-        if (client_wait_to_retry(client, &retry, &failure, error.text)) continue;
-        if (client->is_interrupted)
-            client_report("interrupted");
-        else
-            client_report_code(client, failure.code, error.text);
+        if (client_wait_to_retry(client, &retry, &failure, error->text)) continue;
+        *code_out = failure.code;
         return NULL;
     }
+}
+
+ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescriptor *service,
+                              const char *method, const ProtobufCMessage *request) {
+    enum rpc_code code;
+    struct error error;
+    ProtobufCMessage *response = client_try(client, service, method, request, &code, &error);
+    if (response == NULL) client_report_failure(client, code, error.text);
+    return response;
+}
+
+void client_report_failure(const struct client *client, enum rpc_code code, const char *sentence) {
+    if (client->is_interrupted)
+        client_report("interrupted");
+    else
+        client_report_code(client, code, sentence);
 }
 
 static bool pause_ms(const struct client *client, uint32_t wait_ms) {

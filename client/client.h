@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "client/retry.h"
 #include "transport/rpc.h"
+#include "transport/rpc_access.h"
 
 enum {
     CLIENT_EXIT_USAGE = 2,
@@ -22,6 +23,7 @@ enum {
 struct client_options {
     const char *coordinator;
     double retry_seconds; // calls that fail are made again for so long; 0: once
+    struct rpc_access_config access;
 };
 #define CLIENT_OPTIONS_DEFAULT                                                                     \
     { .coordinator = CLIENT_COORDINATOR_DEFAULT, .retry_seconds = 10 }
@@ -32,6 +34,12 @@ struct client_options {
      .target = &(options_pointer)->coordinator,                                                    \
      .argument = "HOST:PORT",                                                                      \
      .help = "where the coordinator listens (default " CLIENT_COORDINATOR_DEFAULT ")"},            \
+        RPC_ACCESS_OPTIONS_TLS(&(options_pointer)->access),                                        \
+        RPC_ACCESS_OPTIONS_DIAL(&(options_pointer)->access),                                       \
+        {.name = "insecure",                                                                       \
+         .kind = OPTION_FLAG,                                                                      \
+         .target = &(options_pointer)->access.insecure,                                            \
+         .help = "send the token of --token-file in plaintext also beyond loopback"},              \
     {                                                                                              \
         .name = "retry-seconds", .kind = OPTION_NUMBER,                                            \
         .target = &(options_pointer)->retry_seconds, .argument = "S",                              \
@@ -40,6 +48,7 @@ struct client_options {
     }
 
 struct client {
+    struct rpc_access *access;
     struct rpc *rpc;
     struct rpc_channel *channel;
     const char *coordinator;    // borrowed
@@ -65,6 +74,15 @@ void client_close(struct client *client);
 MUST_USE ProtobufCMessage *client_call(struct client *client,
                                        const ProtobufCServiceDescriptor *service,
                                        const char *method, const ProtobufCMessage *request);
+
+// The same, but reports nothing when it failed: *code_out and `error` say why.
+MUST_USE ProtobufCMessage *client_try(struct client *client,
+                                      const ProtobufCServiceDescriptor *service, const char *method,
+                                      const ProtobufCMessage *request, enum rpc_code *code_out,
+                                      struct error *error);
+
+// What client_call says of a call that failed.
+void client_report_failure(const struct client *client, enum rpc_code code, const char *sentence);
 
 // After a failed attempt of a call: waits until it is to be made again, and says so on standard
 // error when it takes long. False: it is not to be made again, or one of the interrupts came:

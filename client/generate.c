@@ -286,12 +286,19 @@ static json_t *stage_json(const Stagecoach__V1__Stage *stage) {
     return object;
 }
 
-// The stages that have layers, first to last; NULL when the coordinator could not be asked.
+// The stages that have layers, first to last; null for those who may not know; NULL when the
+// coordinator could not be asked.
 static json_t *stages_json(struct client *client) {
     Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
-    Stagecoach__V1__Pipeline *pipeline = (Stagecoach__V1__Pipeline *)client_call(
-        client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base);
-    if (pipeline == NULL) return NULL;
+    enum rpc_code code;
+    struct error error;
+    Stagecoach__V1__Pipeline *pipeline = (Stagecoach__V1__Pipeline *)client_try(
+        client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base, &code, &error);
+    if (pipeline == NULL && code == RPC_PERMISSION_DENIED) return json_null();
+    if (pipeline == NULL) {
+        client_report_failure(client, code, error.text);
+        return NULL;
+    }
     json_t *stages = json_array();
     for (size_t i = 0; i < pipeline->n_stages; i++)
         if (pipeline->stages[i]->layer_count != 0)

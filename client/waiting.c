@@ -106,6 +106,11 @@ static enum verdict ask(struct client *client, uint32_t deadline_ms, struct prog
         progress_show(progress);
         return VERDICT_WAIT;
     }
+    if (code == RPC_PERMISSION_DENIED) {
+        // Requests wait at the coordinator, too.
+        client_report("not waiting here: %s", error.text);
+        return VERDICT_RUNS;
+    }
     if (code != RPC_OK) {
         client_report_code(client, code, error.text);
         return VERDICT_FAILED;
