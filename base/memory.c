@@ -15,6 +15,10 @@ void *memory_resize(void *old, size_t count, size_t size) {
     return reallocarray(old, count == 0 ? 1 : count, size == 0 ? 1 : size);
 }
 
+void memory_wipe(void *memory, size_t size_bytes) {
+    explicit_bzero(memory, size_bytes);
+}
+
 bool size_multiply(size_t a, size_t b, size_t *out) {
     size_t product;
     if (__builtin_mul_overflow(a, b, &product)) return false;

@@ -13,6 +13,9 @@ MUST_USE void *memory_array(size_t count, size_t size);
 // The same, resized; the old pointer stays valid when NULL is returned. New bytes are not zeroed.
 MUST_USE void *memory_resize(void *old, size_t count, size_t size);
 
+// Zeroes memory that held a secret; the compiler cannot leave it out.
+void memory_wipe(void *memory, size_t size_bytes);
+
 // False when the product or sum does not fit; *out is written only on success.
 MUST_USE bool size_multiply(size_t a, size_t b, size_t *out);
 MUST_USE bool size_add(size_t a, size_t b, size_t *out);

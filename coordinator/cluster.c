@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/memory.h"
 
 enum status cluster_open(const struct cluster_config *config, const struct cluster_outside *outside,
                          struct cluster **cluster_out) {
@@ -18,7 +19,12 @@ enum status cluster_open(const struct cluster_config *config, const struct clust
     return STATUS_OK;
 }
 
+static void wipe_keys(struct cluster *cluster) {
+    memory_wipe(cluster->link_keys, sizeof(cluster->link_keys));
+}
+
 void cluster_close(struct cluster *cluster) {
+    if (cluster != NULL) wipe_keys(cluster);
     free(cluster);
 }
 
@@ -37,6 +43,7 @@ static void fail_epoch(struct cluster *cluster, const char *reason) {
     if (cluster->state == CLUSTER_WAITING) return;
     log_warn("epoch %" PRIu64 " ends: %s", cluster->epoch, reason);
     enter(cluster, CLUSTER_WAITING);
+    wipe_keys(cluster);
     cluster->links_up = false;
     cluster->retry_at_ms = cluster->state_since_ms + CLUSTER_RETRY_MS;
 }
@@ -193,6 +200,7 @@ static void on_heartbeat(struct cluster *cluster, struct member *member,
         member->busy_ns = heartbeat->busy_ns;
         member->row_count = heartbeat->row_count;
     }
+    member->refused_count = heartbeat->refused_count;
     Stagecoach__V1__Heartbeat reply = STAGECOACH__V1__HEARTBEAT__INIT;
     reply.epoch = cluster->epoch;
     reply.sent_ns = clock_now_ns(&cluster->config.clock);
@@ -278,14 +286,24 @@ static void send_assignment(struct cluster *cluster, struct member *member) {
     cluster->outside.send(cluster->outside.ctx, member, &message);
 }
 
+static ProtobufCBinaryData key_of(struct cluster *cluster, uint32_t link_id) {
+    return (ProtobufCBinaryData){.len = LINK_KEY_BYTES, .data = cluster->link_keys[link_id]};
+}
+
 static void send_start(struct cluster *cluster, struct member *member) {
-    bool is_last = member->stage_index + 1 == cluster->config.plan.stage_count;
+    uint32_t stage_count = cluster->config.plan.stage_count;
+    bool is_last = member->stage_index + 1 == stage_count;
+    bool has_feedback = stage_count > 1 && cluster->config.assignment.token_lag_max > 0;
     Stagecoach__V1__Start start = STAGECOACH__V1__START__INIT;
     start.epoch = cluster->epoch;
+    start.in_key = key_of(cluster, member->stage_index);
+    start.next_key = key_of(cluster, member->stage_index + 1);
+    if (has_feedback && (is_last || member->stage_index == 0))
+        start.feedback_key = key_of(cluster, stage_count + 1);
+    start.encrypts = cluster->config.encrypts;
     start.next_address = is_last ? (char *)cluster->config.data_address
                                  : cluster->slots[member->stage_index + 1]->data_address;
-    if (is_last && member->stage_index > 0 && cluster->config.assignment.token_lag_max > 0)
-        start.feedback_address = cluster->slots[0]->data_address;
+    if (has_feedback && is_last) start.feedback_address = cluster->slots[0]->data_address;
     Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START;
     message.start = &start;
@@ -365,6 +383,7 @@ void cluster_tick(struct cluster *cluster) {
         if (!all_slots_are(cluster, MEMBER_LOADED)) break;
         enter(cluster, CLUSTER_CONNECTING);
         set_slot_states(cluster, MEMBER_CONNECTING);
+        cluster->outside.draw(cluster->outside.ctx, cluster->link_keys, sizeof(cluster->link_keys));
         for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++)
             send_start(cluster, cluster->slots[i]);
         break;
@@ -394,4 +413,13 @@ uint64_t cluster_epoch(const struct cluster *cluster) {
 
 const char *cluster_first_address(const struct cluster *cluster) {
     return cluster->slots[0]->data_address;
+}
+
+const uint8_t *cluster_link_key(const struct cluster *cluster, uint32_t link_id) {
+    CHECK(link_id < PIPELINE_STAGE_COUNT_MAX + 2);
+    return cluster->link_keys[link_id];
+}
+
+bool cluster_encrypts(const struct cluster *cluster) {
+    return cluster->config.encrypts;
 }

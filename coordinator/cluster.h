@@ -18,7 +18,7 @@
 #include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 
-enum { CONTROL_PROTOCOL_VERSION = 3 };
+enum { CONTROL_PROTOCOL_VERSION = 4 };
 
 enum cluster_state { CLUSTER_WAITING, CLUSTER_LOADING, CLUSTER_CONNECTING, CLUSTER_RUNNING };
 
@@ -48,6 +48,7 @@ struct member {
     uint64_t weight_bytes, mapped_bytes, kv_bytes, load_ms;
     uint64_t load_bytes_done, load_bytes_total;
     uint64_t step_count, busy_ns, row_count;
+    uint64_t refused_count; // by its data plane
     struct clock_offset clock_offset;
     char error[512];
 };
@@ -59,6 +60,8 @@ struct cluster_outside {
     // Ends the stream with a sentence; cluster_leave() follows from the owner. is_refusal: the
     // stage should not try again as it is.
     void (*drop)(void *ctx, struct member *member, bool is_refusal, const char *message);
+    // Random bytes, fit for keys.
+    void (*draw)(void *ctx, void *out, size_t size_bytes);
     void *ctx;
 };
 
@@ -69,6 +72,7 @@ struct cluster_config {
     Stagecoach__V1__Assignment assignment;
     const char *data_address;  // where the last stage reaches the coordinator
     const char *clock_id;      // of `clock`, as in Hello; NULL: shared with no stage
+    bool encrypts;             // links encrypt
     struct timeline *timeline; // borrowed; gets what stages report of their steps; NULL: nobody
 };
 
@@ -104,6 +108,10 @@ uint64_t cluster_epoch(const struct cluster *cluster);
 const char *cluster_explanation(const struct cluster *cluster);
 // Where stage 0 listens; valid in CONNECTING and RUNNING.
 const char *cluster_first_address(const struct cluster *cluster);
+// The key of a link of the epoch, LINK_KEY_BYTES; valid in CONNECTING and RUNNING. docs/protocol.md
+// numbers the links.
+const uint8_t *cluster_link_key(const struct cluster *cluster, uint32_t link_id);
+bool cluster_encrypts(const struct cluster *cluster);
 // Fills state, explanation, epoch and stages of `pipeline`. The stage messages are the caller's to
 // free with free() each, and the array.
 MUST_USE enum status cluster_describe(struct cluster *cluster, Stagecoach__V1__Pipeline *pipeline);

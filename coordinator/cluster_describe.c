@@ -88,6 +88,7 @@ static void describe_member(const struct cluster *cluster, struct member *member
     out->step_count = member->step_count;
     out->busy_ns = member->busy_ns;
     out->row_count = member->row_count;
+    out->refused_count = member->refused_count;
     if (!member->clock_offset.is_same_clock) {
         out->clock_offset_ns = member->clock_offset.best.offset_ns;
         out->clock_round_trip_ns = member->clock_offset.best.round_trip_ns;
@@ -114,6 +115,7 @@ enum status cluster_describe(struct cluster *cluster, Stagecoach__V1__Pipeline *
     pipeline->state = states[cluster->state];
     pipeline->explanation = (char *)cluster_explanation(cluster);
     pipeline->epoch = cluster->epoch;
+    pipeline->encrypts = cluster->config.encrypts;
     pipeline->stage_count = cluster->config.plan.stage_count;
     pipeline->stages = memory_array(cluster->member_count, sizeof(*pipeline->stages));
     if (pipeline->stages == NULL) return STATUS_NO_MEMORY;

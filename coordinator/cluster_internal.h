@@ -2,6 +2,7 @@
 #pragma once
 
 #include "coordinator/cluster.h"
+#include "proto/link_wire.h"
 
 struct cluster {
     struct cluster_config config;
@@ -15,5 +16,7 @@ struct cluster {
     struct member *members[CLUSTER_MEMBER_COUNT_MAX];
     uint32_t member_count;
     struct member *slots[PIPELINE_STAGE_COUNT_MAX]; // who owns the layers of stage i, or NULL
+    // By link id, of the epoch; zero outside of CONNECTING and RUNNING.
+    uint8_t link_keys[PIPELINE_STAGE_COUNT_MAX + 2][LINK_KEY_BYTES];
     char explanation[640];
 };

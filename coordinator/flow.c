@@ -92,10 +92,12 @@ static void lose(struct flow *flow) {
 }
 
 static void make_links(struct flow *flow) {
+    uint32_t last_link_id = flow->config.cluster.plan.stage_count;
     struct io_ring_position position = {
         .epoch = cluster_epoch(flow->cluster),
+        .encrypts = cluster_encrypts(flow->cluster),
         .in_count = 1,
-        .in_link_ids = {flow->config.cluster.plan.stage_count},
+        .ins = {{.link_id = last_link_id}},
         .out_count = 1,
         .outs = {{.link_id = 0}},
         .credit_count = flow->config.credit_count,
@@ -103,9 +105,13 @@ static void make_links(struct flow *flow) {
     };
     snprintf(position.outs[0].address, sizeof(position.outs[0].address), "%s",
              cluster_first_address(flow->cluster));
-    if (!flow->outside.connect(flow->outside.ctx, &position)) return; // again at the next tick
-    flow->linked_epoch = position.epoch;
-    begin_steps(flow, position.epoch);
+    memcpy(position.ins[0].key, cluster_link_key(flow->cluster, last_link_id), LINK_KEY_BYTES);
+    memcpy(position.outs[0].key, cluster_link_key(flow->cluster, 0), LINK_KEY_BYTES);
+    bool is_taken = flow->outside.connect(flow->outside.ctx, &position);
+    memory_wipe(&position, sizeof(position));
+    if (!is_taken) return; // again at the next tick
+    flow->linked_epoch = cluster_epoch(flow->cluster);
+    begin_steps(flow, flow->linked_epoch);
 }
 
 // Brings links and sequences in line with the cluster's state.

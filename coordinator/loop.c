@@ -12,6 +12,7 @@
 #include "coordinator/reply.h"
 #include "coordinator/throughput.h"
 #include "coordinator/vllm_query.h"
+#include "transport/link_crypto.h"
 
 enum { CHECK_MS = 100 };
 
@@ -246,6 +247,7 @@ static enum status describe(struct loop *loop, Stagecoach__V1__Pipeline *out) {
     enum status status = flow_describe(loop->flow, out);
     if (status != STATUS_OK) return status;
     fill_counts(loop, out);
+    out->refused_count = io_refused_count(loop->config.io);
     meters_describe(loop->meters, clock_now_ns(&loop->config.clock), out);
     if (loop->is_draining) out->state = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING;
     return STATUS_OK;
@@ -398,6 +400,11 @@ static void drop_stage(void *ctx, struct member *member, bool is_refusal, const 
     rpc_call_end(member->stream, is_refusal ? RPC_FAILED_PRECONDITION : RPC_UNAVAILABLE, message);
 }
 
+static void draw(void *ctx, void *out, size_t size_bytes) {
+    (void)ctx;
+    link_crypto_draw(out, size_bytes); // started by the port of our io
+}
+
 static bool connect_links(void *ctx, const struct io_ring_position *position) {
     struct loop *loop = ctx;
     return io_connect(loop->config.io, position);
@@ -443,7 +450,7 @@ enum status loop_open(const struct loop_config *config, struct loop **loop_out) 
     throughput_init(&loop->throughput, clock_now_ms(&config->clock));
     TAILQ_INIT(&loop->requests);
     struct flow_outside outside = {
-        .cluster = {.send = send_to_stage, .drop = drop_stage, .ctx = loop},
+        .cluster = {.send = send_to_stage, .drop = drop_stage, .draw = draw, .ctx = loop},
         .connect = connect_links,
         .send = send_frame,
         .issued = on_issued,

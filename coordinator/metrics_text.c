@@ -179,6 +179,9 @@ static void write_microbatches(struct text *text, pipeline_message *p) {
           "Microbatches that a stage did not report: in no other sum.", p->microbatch_lost_count);
     count(text, "stagecoach_stale_frames_total", "Frames of a former epoch, dropped.",
           p->stale_frame_count);
+    count(text, "stagecoach_links_refused_total",
+          "Connections, messages and frames that the coordinator's data plane refused.",
+          p->refused_count);
     plain(text, "stagecoach_bubble_ratio", "gauge",
           "Idle part of the stages' time while requests were unfinished, over the last seconds.",
           p->bubble_ratio);
@@ -219,6 +222,10 @@ static double kv_bytes(stage_message *stage, pipeline_message *p) {
     (void)p;
     return (double)stage->kv_bytes;
 }
+static double refused(stage_message *stage, pipeline_message *p) {
+    (void)p;
+    return (double)stage->refused_count;
+}
 static double heartbeat_age_seconds(stage_message *stage, pipeline_message *p) {
     (void)p;
     return (double)stage->heartbeat_age_ms / 1e3;
@@ -244,6 +251,8 @@ static const struct {
     {"stagecoach_stage_weight_bytes", "gauge", "Bytes of the weights of the stage's layers.",
      weight_bytes},
     {"stagecoach_stage_kv_bytes", "gauge", "Bytes of KV memory of the stage.", kv_bytes},
+    {"stagecoach_stage_links_refused_total", "counter",
+     "Connections, messages and frames that the stage's data plane refused.", refused},
     {"stagecoach_stage_heartbeat_age_seconds", "gauge", "How long ago the stage was heard of.",
      heartbeat_age_seconds},
     {"stagecoach_stage_clock_offset_seconds", "gauge",

@@ -8,7 +8,7 @@
 // Options whose value is one of a few words.
 struct words {
     const char *activation_dtype, *kv_dtype, *load_format, *weights, *log_level, *feedback,
-        *schedule, *prefix_cache, *log_format, *access_log;
+        *schedule, *prefix_cache, *data_encryption, *log_format, *access_log;
 };
 
 static bool refuse(const char *option, const char *text, const char *choices) {
@@ -47,6 +47,8 @@ static bool read_words(const struct words *words, struct settings *s) {
     if (!choose("schedule", words->schedule, "pipelined", "naive", &s->is_naive)) return false;
     if (!choose("prefix-cache", words->prefix_cache, "on", "off", &s->no_prefix_cache))
         return false;
+    if (!choose("data-encryption", words->data_encryption, "off", "on", &s->encrypts_data))
+        return false;
     if (!log_level_parse(words->log_level, &s->log_level))
         return refuse("log-level", words->log_level, "error, warn, info or debug");
     if (!log_format_parse(words->log_format, &s->log_format))
@@ -78,6 +80,7 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .feedback = "direct",
         .schedule = "pipelined",
         .prefix_cache = "on",
+        .data_encryption = "off",
     };
     const struct option_spec specs[] = {
         {"model", OPTION_TEXT, &s.model_path, "DIR", "Hugging Face model folder (required)", 0, 0},
@@ -89,6 +92,9 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "where the last stage sends results, port 0 for any (default 127.0.0.1:0)", 0, 0},
         {"port-file", OPTION_TEXT, &s.port_file, "PATH",
          "file that gets the port of --listen once it is open", 0, 0},
+        {"data-encryption", OPTION_TEXT, &words.data_encryption, "ON|OFF",
+         "on: links encrypt tokens and activations; off: they authenticate headers (default off)",
+         0, 0},
         {"metrics", OPTION_TEXT, &s.metrics, "HOST:PORT",
          "where Prometheus gets /metrics over HTTP, port 0 for any (default: off)", 0, 0},
         RPC_ACCESS_OPTIONS_TLS(&s.access),

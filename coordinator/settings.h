@@ -31,7 +31,8 @@ struct settings {
     uint64_t in_flight_max; // microbatches; 0: as many as keep all stages busy
     enum settings_feedback feedback;
     bool no_prefix_cache;
-    bool is_naive; // one microbatch of everything at a time
+    bool encrypts_data; // on the links
+    bool is_naive;      // one microbatch of everything at a time
     uint64_t sequence_count_max;
     uint64_t waiting_count_max;
     double absent_seconds;

@@ -177,10 +177,10 @@ static enum status check_header(const struct frame *frame, const struct frame_he
                          limits->epoch);
     if (h->flags != 0) return mismatch(error, "flags", h->flags, 0);
     if (h->step == 0) return error_set(error, STATUS_INVALID, "frame: step is 0, it counts from 1");
-    if (!all_zero(h->reserved, sizeof(h->reserved)))
-        return error_set(error, STATUS_INVALID, "frame: reserved bytes are not zero");
-    if (!all_zero(h->mac, sizeof(h->mac)))
-        return error_set(error, STATUS_INVALID, "frame: mac is not zero, links have no key");
+    if (!all_zero(h->payload_tag, sizeof(h->payload_tag)) || !all_zero(h->mac, sizeof(h->mac)))
+        return error_set(error, STATUS_INVALID,
+                         "frame: %s is not zero, the link that brought it has no use for it",
+                         all_zero(h->mac, sizeof(h->mac)) ? "payload_tag" : "mac");
     enum status status = check_counts(h, limits, error);
     if (status != STATUS_OK) return status;
     bool has_payload = limits->has_payload && h->kind == FRAME_STEP;

@@ -2,6 +2,8 @@
 //
 //   header (128 bytes) | tables | zero padding to 64 | payload
 //
+//   payload_offset + payload_bytes is the size of all of it.
+//
 //   STEP    tables: sequences, tokens (u32 per row), blocks (u32), biases, history
 //           payload: activations, (row_count, hidden_size) of `dtype`, row-major; empty to stage 0
 //   RESULT  tables: samples, top_logprobs; no payload
@@ -23,7 +25,7 @@
 
 enum {
     FRAME_MAGIC = 0x43475453, // "STGC"
-    FRAME_VERSION = 2,
+    FRAME_VERSION = 3,
     FRAME_ALIGNMENT = 64, // of the buffer, the payload offset and the payload
 };
 
@@ -48,10 +50,12 @@ struct frame_header {
     uint16_t flags;          // zero
     uint32_t payload_offset; // from the start of the header
     uint64_t payload_bytes;
-    uint64_t compute_ns;  // time the stages so far spent computing this step, summed on its way
-    uint64_t slowest_ns;  // of the stage that spent most of it
-    uint8_t reserved[16]; // zero
-    uint8_t mac[16];      // zero while links are not authenticated
+    uint64_t compute_ns; // time the stages so far spent computing this step, summed on its way
+    uint64_t slowest_ns; // of the stage that spent most of it
+    // Written by the link that sends, checked and set to zero by the link that receives; zero where
+    // links have no key. proto/link_wire.h says how they are made.
+    uint8_t payload_tag[16]; // of all that follows the header, when that is encrypted
+    uint8_t mac[16];         // of the header before it
 };
 _Static_assert(sizeof(struct frame_header) == 128, "frame header is 128 bytes on the wire");
 

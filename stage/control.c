@@ -8,12 +8,13 @@
 
 #include "base/address.h"
 #include "base/limits.h"
+#include "base/memory.h"
 #include "base/signals.h"
 #include "stage/worker.h"
 #include "stagecoach/v1/control.pb-c.h"
 #include "transport/rpc.h"
 
-enum { PROTOCOL_VERSION = 3, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
+enum { PROTOCOL_VERSION = 4, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
 
 // What the main thread is told: the worker's reports, and what happens on the stream.
 enum control_event {
@@ -153,6 +154,7 @@ static void send_heartbeat(struct control *control) {
     heartbeat.step_count = atomic_load(&stats->step_count);
     heartbeat.busy_ns = atomic_load(&stats->busy_ns);
     heartbeat.row_count = atomic_load(&stats->row_count);
+    heartbeat.refused_count = worker_refused_count(control->worker);
     add_steps(control, &heartbeat);
     heartbeat.heard_sent_ns = control->heard_sent_ns;
     heartbeat.heard_ns = control->heard_ns;
@@ -256,22 +258,40 @@ static bool read_address(const struct control *control, const char *field, const
     return false;
 }
 
+static bool read_key(const char *field, const ProtobufCBinaryData *bytes, uint8_t *key_out) {
+    if (bytes->len == LINK_KEY_BYTES) {
+        memcpy(key_out, bytes->data, LINK_KEY_BYTES);
+        return true;
+    }
+    log_error("start: %s has %zu bytes, it must have %d", field, bytes->len, LINK_KEY_BYTES);
+    return false;
+}
+
 // Link i goes to stage i, link stage_count to the coordinator, and one more from the last stage
 // straight back to the first.
 static bool read_position(const struct control *control, const Stagecoach__V1__Start *m,
                           struct io_ring_position *position) {
     const struct assignment *a = &control->assignment;
     position->epoch = m->epoch;
-    position->in_link_ids[position->in_count++] = a->stage_index;
-    if (assignment_takes_tokens(a) && a->stage_count > 1)
-        position->in_link_ids[position->in_count++] = a->stage_count + 1;
+    position->encrypts = m->encrypts;
+    struct io_in *in = &position->ins[position->in_count++];
+    in->link_id = a->stage_index;
+    if (!read_key("in_key", &m->in_key, in->key)) return false;
+    if (assignment_takes_tokens(a) && a->stage_count > 1) {
+        in = &position->ins[position->in_count++];
+        in->link_id = a->stage_count + 1;
+        if (!read_key("feedback_key", &m->feedback_key, in->key)) return false;
+    }
     struct io_out *out = &position->outs[position->out_count++];
     out->link_id = a->stage_index + 1;
-    if (!read_address(control, "next_address", m->next_address, out)) return false;
+    if (!read_key("next_key", &m->next_key, out->key) ||
+        !read_address(control, "next_address", m->next_address, out))
+        return false;
     if (!assignment_sends_tokens(a)) return true;
     out = &position->outs[position->out_count++];
     out->link_id = a->stage_count + 1;
-    return read_address(control, "feedback_address", m->feedback_address, out);
+    return read_key("feedback_key", &m->feedback_key, out->key) &&
+           read_address(control, "feedback_address", m->feedback_address, out);
 }
 
 static void on_start(struct control *control, const Stagecoach__V1__Start *m) {
@@ -279,10 +299,18 @@ static void on_start(struct control *control, const Stagecoach__V1__Start *m) {
     struct io_ring_position *position = calloc(1, sizeof(*position));
     // The coordinator tries another epoch.
     if (position == NULL) return;
-    if (read_position(control, m, position))
+    if (read_position(control, m, position)) {
         worker_order(control->worker, WORKER_START, position);
-    else
+    } else {
+        memory_wipe(position, sizeof(*position));
         free(position);
+    }
+}
+
+static void wipe_keys(const Stagecoach__V1__Start *m) {
+    if (m->in_key.len > 0) memory_wipe(m->in_key.data, m->in_key.len);
+    if (m->next_key.len > 0) memory_wipe(m->next_key.data, m->next_key.len);
+    if (m->feedback_key.len > 0) memory_wipe(m->feedback_key.data, m->feedback_key.len);
 }
 
 static void on_message(struct control *control, const Stagecoach__V1__CoordinatorMessage *m) {
@@ -299,6 +327,7 @@ static void on_message(struct control *control, const Stagecoach__V1__Coordinato
         break;
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_START:
         on_start(control, m->start);
+        wipe_keys(m->start);
         break;
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT:
         control->heard_sent_ns = m->heartbeat->sent_ns;

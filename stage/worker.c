@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "proto/frame_pool.h"
 #include "stage/feedback.h"
 
@@ -197,6 +198,7 @@ static bool take_orders(struct worker *worker) {
             break;
         case WORKER_START:
             start(worker, event->subject);
+            memory_wipe(event->subject, sizeof(struct io_ring_position));
             break;
         case WORKER_STOP:
             stop_links(worker);
@@ -456,6 +458,10 @@ const char *worker_data_address(const struct worker *worker) {
 
 const struct worker_stats *worker_stats(const struct worker *worker) {
     return &worker->stats;
+}
+
+uint64_t worker_refused_count(const struct worker *worker) {
+    return io_refused_count(worker->io);
 }
 
 struct step_log *worker_step_log(struct worker *worker) {

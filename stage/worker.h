@@ -68,6 +68,8 @@ void worker_close(struct worker *worker);
 const char *worker_data_address(const struct worker *worker);
 const struct worker_stats *worker_stats(const struct worker *worker);
 struct step_log *worker_step_log(struct worker *worker); // to be read by control
+// What the data plane has refused since it was opened. Any thread.
+uint64_t worker_refused_count(const struct worker *worker);
 
 // Any thread. `subject` is malloc'ed and taken.
 void worker_order(struct worker *worker, enum worker_order order, void *subject);

@@ -72,6 +72,7 @@ struct io {
     bool started;
     atomic_bool stop;
     atomic_bool asleep; // the thread may need a signal to see a command
+    atomic_uint_fast64_t refused_count;
 
     // Owner thread.
     uint64_t owner_generation;                      // of the last io_connect or io_disconnect
@@ -206,30 +207,36 @@ static enum status make_links(struct io *io, const struct io_ring_position *posi
                               struct error *error) {
     struct link_config config = {.epoch = position->epoch,
                                  .credit_count = position->credit_count,
-                                 .frame_bytes_max = position->frame_bytes_max};
-    for (uint32_t i = 0; i < position->in_count; i++) {
-        config.link_id = position->in_link_ids[i];
-        enum status status = link_expect(io->port, &config, io, &io->ins[i].link);
+                                 .frame_bytes_max = position->frame_bytes_max,
+                                 .has_key = true,
+                                 .encrypts = position->encrypts};
+    enum status status = STATUS_OK;
+    for (uint32_t i = 0; i < position->in_count && status == STATUS_OK; i++) {
+        config.link_id = position->ins[i].link_id;
+        memcpy(config.key, position->ins[i].key, sizeof(config.key));
+        status = link_expect(io->port, &config, io, &io->ins[i].link);
         if (status != STATUS_OK)
-            return error_set(error, status, "no memory for %u frames of %zu bytes",
-                             position->credit_count, position->frame_bytes_max);
+            (void)error_set(error, status, "no memory for %u frames of %zu bytes",
+                            position->credit_count, position->frame_bytes_max);
     }
-    for (uint32_t i = 0; i < position->out_count; i++) {
+    for (uint32_t i = 0; i < position->out_count && status == STATUS_OK; i++) {
         config.link_id = position->outs[i].link_id;
-        enum status status = link_connect(io->port, position->outs[i].address, &config, io,
-                                          &io->outs[i].link, error);
-        if (status != STATUS_OK) return status;
+        memcpy(config.key, position->outs[i].key, sizeof(config.key));
+        status = link_connect(io->port, position->outs[i].address, &config, io, &io->outs[i].link,
+                              error);
     }
-    return STATUS_OK;
+    memory_wipe(config.key, sizeof(config.key));
+    return status;
 }
 
-static void enter_ring(struct io *io, const struct command *command) {
+static void enter_ring(struct io *io, struct command *command) {
     leave_ring(io);
     io->lost_noted = io->lost_owed = false;
     io->generation = command->generation;
     io->epoch = command->position.epoch;
     struct error error;
     if (make_links(io, &command->position, &error) != STATUS_OK) note_lost(io, &error);
+    memory_wipe(&command->position, sizeof(command->position));
 }
 
 static bool all_are_up(const struct io *io) {
@@ -295,7 +302,7 @@ static void queue_frame(struct io *io, const struct command *command) {
     out->waiting[at] = command->frame;
 }
 
-static void run_command(struct io *io, const struct command *command) {
+static void run_command(struct io *io, struct command *command) {
     switch (command->kind) {
     case COMMAND_CONNECT:
         enter_ring(io, command);
@@ -328,6 +335,8 @@ static void *io_thread(void *arg) {
     while (!atomic_load(&io->stop)) {
         bool any = run_commands(io);
         any |= port_poll(io->port);
+        atomic_store_explicit(&io->refused_count, port_refused_count(io->port),
+                              memory_order_relaxed);
         act_on_loss(io);
         give_owed(io);
         send_waiting(io);
@@ -380,6 +389,8 @@ static void io_free(struct io *io) {
     ring_close(io->sent_pool);
     ring_close(io->received_pool);
     ring_close(io->other_pool);
+    if (io->command_memory != NULL) // a command that nobody took has keys
+        memory_wipe(io->command_memory, IO_COMMAND_COUNT_MAX * sizeof(*io->command_memory));
     free(io->command_memory);
     free(io->event_memory);
     wake_fini(&io->wake);
@@ -459,6 +470,10 @@ static bool give_command(struct io *io, enum command_kind kind, uint32_t link_in
 bool io_connect(struct io *io, const struct io_ring_position *position) {
     CHECK(position->in_count <= IO_LINK_COUNT_MAX && position->out_count <= IO_LINK_COUNT_MAX);
     return give_command(io, COMMAND_CONNECT, 0, NULL, position);
+}
+
+uint64_t io_refused_count(const struct io *io) {
+    return atomic_load_explicit(&io->refused_count, memory_order_relaxed);
 }
 
 bool io_disconnect(struct io *io) {

@@ -45,18 +45,25 @@ void io_close(struct io *io);
 // Frames of the former epoch that were given to io_send and not sent come back as IO_SENT; received
 // ones not yet taken are dropped. False when the command ring is full (never with one in flight).
 enum { IO_LINK_COUNT_MAX = 2 }; // each way
+struct io_in {
+    uint32_t link_id;
+    uint8_t key[LINK_KEY_BYTES];
+};
 struct io_out {
     uint32_t link_id;
+    uint8_t key[LINK_KEY_BYTES];
     char address[256];
 };
 struct io_ring_position {
     uint64_t epoch;
     uint32_t in_count, out_count;
-    uint32_t in_link_ids[IO_LINK_COUNT_MAX];
+    bool encrypts; // every link, what follows the header of a frame
+    struct io_in ins[IO_LINK_COUNT_MAX];
     struct io_out outs[IO_LINK_COUNT_MAX];
     uint32_t credit_count;  // of each link
     size_t frame_bytes_max; // of each link
 };
+// Inside, the position is wiped once the links are made; `position` is the caller's to wipe.
 MUST_USE bool io_connect(struct io *io, const struct io_ring_position *position);
 MUST_USE bool io_disconnect(struct io *io);
 
@@ -65,6 +72,9 @@ MUST_USE bool io_disconnect(struct io *io);
 MUST_USE bool io_send(struct io *io, uint32_t link_index, struct frame *frame);
 // Gives back a frame of IO_RECEIVED.
 void io_release(struct io *io, struct frame *frame);
+
+// What the port has refused since it was opened: see struct link_stats. Any thread.
+uint64_t io_refused_count(const struct io *io);
 
 // The next event, oldest first. False when there is none.
 MUST_USE bool io_take(struct io *io, struct io_event *event_out);

@@ -46,10 +46,9 @@ static void conn_free(struct conn *conn) {
 static void conn_advance(struct conn *conn) {
     struct port *port = conn->port;
     conn_check_failed(conn);
-    if (conn->phase == CONN_OPEN && conn->pending && port->now_ms >= conn->deadline_ms) {
-        port->refused_count++;
-        conn_end(conn, CONN_FORCED);
-    }
+    if (conn->phase == CONN_OPEN && conn_is_live(conn) && conn->pending &&
+        port->now_ms >= conn->deadline_ms)
+        conn_refuse_message(conn, "no hello");
     if (conn->phase == CONN_OPEN && conn->wanted == CONN_FLUSHING) {
         conn->phase = CONN_FLUSHING;
         conn->deadline_ms = port->now_ms + LINK_CLOSE_MS;
@@ -78,6 +77,8 @@ void port_sweep_conns(struct port *port) {
 }
 
 static void link_free(struct link *link) {
+    memory_wipe(link->config.key, sizeof(link->config.key));
+    memory_wipe(&link->session, sizeof(link->session));
     if (link->memory != NULL) munmap(link->memory, link->memory_bytes);
     free(link->sends);
     free(link->receives);
@@ -184,8 +185,7 @@ static bool port_drain(struct port *port, const struct link *link, uint64_t limi
 
 static void conn_say_bye(struct conn *conn) {
     if (conn->wanted != CONN_OPEN || conn->failed) return;
-    union link_message message = link_message_make(LINK_BYE);
-    (void)conn->port->ops->send_message(conn, &message);
+    (void)conn_send_sign(conn, LINK_BYE);
     conn_end(conn, CONN_FLUSHING);
 }
 
@@ -217,6 +217,7 @@ static struct link *link_make(struct port *port, const struct link_config *confi
     CHECK(config->credit_count >= 1 && config->credit_count <= LINK_CREDIT_COUNT_MAX);
     CHECK(config->frame_bytes_max >= sizeof(struct frame_header) &&
           config->frame_bytes_max <= FRAME_BYTES_MAX);
+    CHECK(config->has_key || (!config->encrypts && !port->ops->needs_keys));
     struct link *link = memory_array(1, sizeof(*link));
     if (link == NULL) return NULL;
     link->port = port;
@@ -225,7 +226,7 @@ static struct link *link_make(struct port *port, const struct link_config *confi
     link->is_sender = is_sender;
     link->state = LINK_WAITING;
     link->deadline_ms = clock_now_ms(&port->clock) + LINK_CONNECT_MS;
-    link->port_refused_count_before = port->refused_count;
+    link->port_refused_count_before = port->refused_count - port->refused_by_links_count;
     return link;
 }
 
@@ -297,6 +298,17 @@ enum status link_connect(struct port *port, const char *address, const struct li
     return STATUS_OK;
 }
 
+static void link_seal_frame(struct link *link, struct frame *frame, uint64_t sequence) {
+    struct frame_header *header = (struct frame_header *)frame->data;
+    header->link_sequence = sequence;
+    memset(header->payload_tag, 0, sizeof(header->payload_tag));
+    memset(header->mac, 0, sizeof(header->mac));
+    if (link->config.encrypts)
+        link_encrypt(&link->session, sequence, frame->data + sizeof(*header),
+                     frame->size_bytes - sizeof(*header), header->payload_tag);
+    if (link->config.has_key) link_seal_header(&link->session, header);
+}
+
 bool link_send(struct link *link, struct frame *frame) {
     CHECK(link->is_sender && !link->closed);
     if (link->state != LINK_UP || link->conn->failed || link->conn->wanted != CONN_OPEN)
@@ -307,9 +319,7 @@ bool link_send(struct link *link, struct frame *frame) {
     if (slot->frame != NULL) return false;
     CHECK(frame->size_bytes >= sizeof(struct frame_header));
     CHECK(frame->size_bytes <= link->config.frame_bytes_max);
-    uint64_t sequence = ++link->sent_count;
-    ((struct frame_header *)frame->data)->link_sequence = sequence;
-    slot->notice = link_frame_notice_make(sequence);
+    link_seal_frame(link, frame, ++link->sent_count);
     slot->frame = frame;
     slot->done = false;
     link->lent_count++;
@@ -348,9 +358,14 @@ void link_close(struct link *link) {
     port->happened = true; // to reap it in the next poll
 }
 
+uint64_t port_refused_count(const struct port *port) {
+    return port->refused_count;
+}
+
 struct link_stats link_stats(const struct link *link) {
     struct link_stats stats = link->stats;
     if (!link->is_sender)
-        stats.refused_count += link->port->refused_count - link->port_refused_count_before;
+        stats.refused_count += link->port->refused_count - link->port->refused_by_links_count -
+                               link->port_refused_count_before;
     return stats;
 }

@@ -7,7 +7,9 @@
 // and the link_close of a sender whose peer does not take the frames still lent.
 //
 // A link has a sender end and a receiver end. The sender connects; the receiver must expect it: the
-// same epoch and link id, else the connection is refused. The receiver grants `credit_count` frames
+// same epoch, link id and key, else the connection is refused. With a key each end proves to the
+// other that it has it, and every frame header and message after that has a mac; what follows the
+// header only when the link encrypts (docs/protocol.md). The receiver grants `credit_count` frames
 // in flight; a credit comes back when the receiver's owner releases the frame. Both ends ping every
 // LINK_PING_MS and report a peer that is silent for LINK_LOST_MS. Frames arrive in order, at most
 // once, and only of the link's epoch.
@@ -20,6 +22,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "proto/frame.h"
+#include "proto/link_wire.h"
 
 struct port;
 struct link;
@@ -29,6 +32,10 @@ struct link_config {
     uint32_t link_id;      // ring position of the sender: 0 is coordinator -> stage 0
     uint32_t credit_count; // receiver: granted; sender: wanted, the smaller one holds
     size_t frame_bytes_max;
+    // The same at both ends, and of no other link or epoch. link_ucx takes no link without a key.
+    bool has_key;
+    bool encrypts; // with a key only
+    uint8_t key[LINK_KEY_BYTES];
 };
 
 // What a port tells its owner, from inside port_poll, on the owner thread. Do not close links or
@@ -38,7 +45,8 @@ struct link_handler {
     void (*up)(struct link *link, void *ctx);
     // Receiver: a frame arrived. The owner has it until link_release(); not yet parsed.
     void (*received)(struct link *link, void *ctx, struct frame *frame);
-    // Sender: a frame given to link_send is no longer needed by the link.
+    // Sender: a frame given to link_send is no longer needed by the link, which has written to its
+    // header and, when it encrypts, to all of it.
     void (*sent)(struct link *link, void *ctx, struct frame *frame);
     // The link is lost or could not be made; nothing follows but link_close by the owner. The error
     // names the peer and the reason. Frames lent to the link come back through `sent` before this.
@@ -85,7 +93,8 @@ void port_wait(struct port *port, int wake_fd, int timeout_ms);
 // -- links ---------------------------------------------------------------------------------------
 
 // Receiver end: waits for the sender of config's epoch and link id. `lost` after LINK_CONNECT_MS
-// without one. STATUS_NO_MEMORY.
+// without one. Neither end keeps `config`: wipe the key when no link needs it any more.
+// STATUS_NO_MEMORY.
 MUST_USE enum status link_expect(struct port *port, const struct link_config *config, void *ctx,
                                  struct link **link_out);
 
@@ -96,8 +105,9 @@ MUST_USE enum status link_connect(struct port *port, const char *address,
                                   const struct link_config *config, void *ctx,
                                   struct link **link_out, struct error *error);
 
-// Starts sending `frame`. Returns false when the link is not up or no credit is left: poll, then
-// try again. If true, the link borrows `frame` until `sent` runs. If false, the link kept nothing.
+// Starts sending `frame`, whose header must say its size. Returns false when the link is not up or
+// no credit is left: poll, then try again. If true, the link borrows `frame` until `sent` runs. If
+// false, the link kept nothing.
 MUST_USE bool link_send(struct link *link, struct frame *frame);
 
 // Receiver: gives a received frame back; its credit returns to the sender. Allowed after
@@ -112,6 +122,11 @@ void link_close(struct link *link);
 // Counters for status.
 struct link_stats {
     uint64_t frame_count, byte_count;
-    uint64_t refused_count; // connections of another epoch or id, malformed messages
+    // Connections that did not prove to be the link's, also such that came too early; messages and
+    // frames that are malformed or whose mac does not hold.
+    uint64_t refused_count;
 };
 struct link_stats link_stats(const struct link *link);
+
+// What all links of the port have refused since it was opened.
+uint64_t port_refused_count(const struct port *port);

@@ -1,5 +1,6 @@
-// link_internal: what link.c (the API), link_protocol.c (the state machine of a link) and the
-// carriers (link_local.c, link_ucx.c) share. Nothing outside these files includes it.
+// link_internal: what link.c (the API), link_greeting.c (who may speak), link_protocol.c (the state
+// machine of a link) and the carriers (link_local.c, link_ucx.c) share. Nothing outside these files
+// includes it.
 //
 // A carrier gives *connections*: two-way pipes that carry messages (link_wire.h) and frames. The
 // protocol decides everything else: who may speak on a connection, credits, pings, when to try
@@ -12,6 +13,7 @@
 #include "base/limits.h"
 #include "proto/link_wire.h"
 #include "transport/link.h"
+#include "transport/link_crypto.h"
 
 struct carrier_ops;
 struct ucx_data;
@@ -30,14 +32,20 @@ struct conn {
     struct ucx_data *data; // link_ucx: the way of the frames
     bool accepted;         // the peer made it
     bool pending;          // accepted, and no hello has bound it to a link yet
+    bool trusted;          // the peer has proved the key of `link`, where it has one
+    bool has_way;          // carrier: frames can flow; a sender's link is not up before
     enum conn_phase phase;
     enum conn_phase wanted; // set where acting at once is not allowed; done by the next sweep
+    uint32_t crowd_count;   // pending: of its host, when one had to go
     uint64_t deadline_ms;   // pending: for the hello; FLUSHING: until forced
     bool failed;            // it broke; `reason` says how
     bool flushed;           // carrier: everything sent has left
     bool gone;              // carrier: nothing refers to it any more, it can be freed
     char reason[128];
-    char peer[64]; // accepted: where it comes from
+    char peer[64];                          // accepted: where it comes from
+    uint8_t nonce[LINK_NONCE_BYTES];        // of the challenge
+    struct link_hello hello;                // dialed: ours
+    uint64_t sent_sequence, heard_sequence; // of messages that have one
 };
 
 // Where a link's peer may be; a carrier fills it from the text of link_connect.
@@ -52,7 +60,6 @@ struct send_slot {
     struct link *link;
     struct frame *frame; // NULL: the slot is free
     bool done;           // the carrier needs the frame no more
-    struct link_frame_notice notice;
 };
 
 enum receive_state { RECEIVE_EMPTY, RECEIVE_FILLING, RECEIVE_READY };
@@ -62,6 +69,7 @@ struct receive_slot {
     struct frame *frame;
     enum receive_state state;
     uint64_t sequence;
+    uint8_t payload_tag[LINK_MAC_BYTES];
 };
 
 enum link_state {
@@ -86,7 +94,8 @@ struct link {
     uint64_t deadline_ms; // WAITING, GREETING: gives up then
     uint64_t heard_ms, pinged_ms;
     bool up_untold;
-    uint32_t credit_count; // agreed
+    uint32_t credit_count;       // agreed
+    struct link_session session; // with a key: agreed too, once the connection is trusted
     struct link_stats stats;
     uint64_t port_refused_count_before;
 
@@ -121,10 +130,13 @@ struct port {
     const struct link_handler *handler;
     struct link *links;
     struct conn *conns;
-    uint32_t pending_count; // accepted connections that never had a link
-    uint64_t now_ms;        // when port_poll began
-    uint64_t timed_ms;      // when timers last ran
-    uint64_t refused_count;
+    uint32_t pending_count;          // accepted connections that never had a link
+    uint64_t now_ms;                 // when port_poll began
+    uint64_t timed_ms;               // when timers last ran
+    uint64_t refused_count;          // in all
+    uint64_t refused_by_links_count; // of these, counted by links
+    uint64_t stranger_count;         // refused connections that the log was not told of yet
+    uint64_t stranger_log_ms;        // when it may be told again
     bool in_handler;
     bool happened; // something for the owner since port_poll began
     char address[320];
@@ -142,7 +154,7 @@ struct carrier_ops {
                         struct conn **conn_out);
     // Copies the message. False when there is no room: the peer has not taken earlier ones.
     bool (*send_message)(struct conn *conn, const union link_message *message);
-    // Borrows the slot and its frame until send_slot_done.
+    // Borrows the slot and its frame until send_slot_done. The header goes ahead of the rest.
     void (*send_frame)(struct conn *conn, struct send_slot *slot);
     // conn->flushed follows, unless it is forced before.
     void (*flush)(struct conn *conn);
@@ -152,6 +164,7 @@ struct carrier_ops {
     void (*free_conn)(struct conn *conn);
     // Ends whatever connections are left.
     void (*close)(struct port *port);
+    bool needs_keys; // strangers reach it
 };
 
 // -- link.c --------------------------------------------------------------------------------------
@@ -160,14 +173,27 @@ void port_init(struct port *port, const struct carrier_ops *ops, const struct po
 // Carries out what `wanted` says of each connection; frees those that are gone.
 void port_sweep_conns(struct port *port);
 
-// -- link_protocol.c -----------------------------------------------------------------------------
+// -- link_greeting.c -----------------------------------------------------------------------------
 
 void link_greet(struct link *link); // sender: the next attempt
+void conn_receive_greeting(struct conn *conn, const union link_message *message);
+// The HELLO, CHALLENGE or REFUSE of another version.
+void conn_receive_other_version(struct conn *conn, const union link_message *message);
+
+// -- link_protocol.c -----------------------------------------------------------------------------
+
 void link_lose(struct link *link, const char *format, ...) PRINTF_LIKE(2, 3);
 void link_run_timers(struct link *link);
 // Runs the handler for everything that has happened to the link.
 void link_deliver(struct link *link);
 void link_return_credit(struct link *link);
+void link_come_up(struct link *link);
+// Sends PING or BYE; whether it could be.
+bool conn_send_sign(struct conn *conn, enum link_message_kind kind);
+// Counts what a connection sent in vain, for the link it has or the port.
+void conn_count_refusal(struct conn *conn);
+// Tells the log of a peer that has no business here.
+void conn_log_stranger(struct conn *conn, const char *reason);
 void conn_end(struct conn *conn, enum conn_phase wanted);
 void conn_check_failed(struct conn *conn);
 
@@ -175,16 +201,25 @@ void conn_check_failed(struct conn *conn);
 
 // Puts a connection into the port's list; the carrier made it for dial, or a peer did.
 void conn_init(struct conn *conn, struct port *port, bool accepted);
+// A connection that a peer made can take messages: asks who it is.
+void conn_challenge(struct conn *conn);
+// Frames of a dialed connection can flow from now on.
+void conn_opened_way(struct conn *conn);
 bool port_has_room_for_pending(const struct port *port);
-// Ends the oldest connection that has not said hello; room follows.
+// Ends a connection that has not said hello; room follows.
 void port_evict_pending(struct port *port);
 bool conn_is_live(const struct conn *conn); // neither broken nor being ended
 void conn_broke(struct conn *conn, const char *reason);
 // The same for a peer that breaks the protocol; counted.
 void conn_refuse_message(struct conn *conn, const char *reason);
 void conn_receive_message(struct conn *conn, const void *data, size_t size_bytes);
-// Where to put a frame of frame_bytes; NULL: it is refused, and the connection ends.
-struct receive_slot *conn_receive_frame(struct conn *conn, const void *notice, size_t notice_bytes,
-                                        size_t frame_bytes);
+// WORKER messages, which carriers send and take themselves.
+void conn_seal_worker(struct conn *conn, struct link_worker *worker, const void *address);
+MUST_USE bool conn_worker_is_sealed(struct conn *conn, const struct link_worker *worker,
+                                    const void *address);
+// Where to put a frame; NULL: it is refused, and the connection ends. Its header is written there;
+// rest_bytes that follow are the carrier's to write behind it.
+struct receive_slot *conn_receive_frame(struct conn *conn, const void *header, size_t header_bytes,
+                                        size_t rest_bytes);
 void receive_slot_done(struct receive_slot *slot, bool complete);
 void send_slot_done(struct send_slot *slot);

@@ -134,6 +134,7 @@ static struct local_conn *local_conn_make(struct local_port *port, struct local_
     conn->pipe = pipe;
     conn->end = end;
     conn_init(&conn->conn, &port->port, end == 1);
+    conn->conn.has_way = true;
     snprintf(conn->conn.peer, sizeof(conn->conn.peer), "a port of this process");
     return conn;
 }
@@ -173,8 +174,12 @@ static bool local_accept(struct local_port *port) {
     port->arrived_count = 0;
     pthread_mutex_unlock(&port->hub->lock);
     for (uint32_t i = 0; i < count; i++) {
-        if (port_has_room_for_pending(&port->port) && local_conn_make(port, arrived[i], 1) != NULL)
+        struct local_conn *conn = NULL;
+        if (port_has_room_for_pending(&port->port)) conn = local_conn_make(port, arrived[i], 1);
+        if (conn != NULL) {
+            conn_challenge(&conn->conn);
             continue;
+        }
         port->port.refused_count++;
         pipe_close_end(arrived[i], 1);
         pipe_drop(arrived[i]);
@@ -216,10 +221,12 @@ static void local_send_frame(struct conn *base, struct send_slot *slot) {
 
 // Copies one frame under the pipe's lock, so that closing the other end waits for it.
 static void local_copy_frame(struct local_conn *conn, struct send_slot *sent) {
-    struct receive_slot *slot = conn_receive_frame(&conn->conn, &sent->notice, sizeof(sent->notice),
-                                                   sent->frame->size_bytes);
+    size_t rest_bytes = sent->frame->size_bytes - sizeof(struct frame_header);
+    struct receive_slot *slot =
+        conn_receive_frame(&conn->conn, sent->frame->data, sizeof(struct frame_header), rest_bytes);
     if (slot == NULL) return;
-    memcpy(slot->frame->data, sent->frame->data, sent->frame->size_bytes);
+    memcpy(slot->frame->data + sizeof(struct frame_header),
+           sent->frame->data + sizeof(struct frame_header), rest_bytes);
     receive_slot_done(slot, true);
 }
 
@@ -376,6 +383,10 @@ enum status port_open_local(struct local_hub *hub, const struct port_config *con
                             struct port **port_out) {
     struct local_port *port = memory_array(1, sizeof(*port));
     if (port == NULL) return STATUS_NO_MEMORY;
+    if (link_crypto_start() != STATUS_OK) {
+        free(port);
+        return STATUS_IO;
+    }
     if (wake_init(&port->wake) != STATUS_OK) {
         free(port);
         return STATUS_NO_MEMORY;

@@ -1,4 +1,4 @@
-// The state machine of a link: greeting, credits, pings, order of frames, loss.
+// The state machine of a link: credits, pings, order of frames, loss.
 // Carrier-independent.
 #include <inttypes.h>
 #include <stdarg.h>
@@ -30,13 +30,36 @@ bool conn_is_live(const struct conn *conn) {
     return conn->wanted == CONN_OPEN && !conn->failed;
 }
 
+static bool can_be_evicted(const struct conn *conn) {
+    return conn->pending && conn->wanted != CONN_FORCED;
+}
+
+// How many pending connections come from where `conn` does, itself included.
+static uint32_t count_crowd(const struct port *port, const struct conn *conn) {
+    uint32_t count = 0;
+    for (const struct conn *other = port->conns; other != NULL; other = other->next)
+        count += can_be_evicted(other) && strcmp(other->peer, conn->peer) == 0 ? 1 : 0;
+    return count;
+}
+
+// The host with the most of them pays. Which of its connections does is left to chance: were it the
+// oldest, whoever dials fast enough would keep out a sender that needs a round trip for its hello.
 void port_evict_pending(struct port *port) {
-    struct conn *oldest = NULL;
-    for (struct conn *conn = port->conns; conn != NULL; conn = conn->next)
-        if (conn->pending && conn->wanted != CONN_FORCED) oldest = conn;
-    if (oldest == NULL) return;
-    port->refused_count++;
-    conn_end(oldest, CONN_FORCED);
+    struct conn *chosen = NULL;
+    uint32_t most = 0, candidate_count = 0, draw;
+    for (struct conn *conn = port->conns; conn != NULL; conn = conn->next) {
+        conn->crowd_count = can_be_evicted(conn) ? count_crowd(port, conn) : 0;
+        candidate_count = conn->crowd_count == most ? candidate_count + 1 : candidate_count;
+        if (conn->crowd_count > most) candidate_count = 1;
+        most = conn->crowd_count > most ? conn->crowd_count : most;
+    }
+    if (most == 0) return;
+    link_crypto_draw(&draw, sizeof(draw));
+    draw %= candidate_count;
+    for (struct conn *conn = port->conns; conn != NULL && chosen == NULL; conn = conn->next)
+        if (conn->crowd_count == most && draw-- == 0) chosen = conn;
+    conn_refuse_message(chosen, "too many connections have not said hello");
+    conn_end(chosen, CONN_FORCED);
 }
 
 void conn_end(struct conn *conn, enum conn_phase wanted) {
@@ -51,12 +74,34 @@ void conn_broke(struct conn *conn, const char *reason) {
     snprintf(conn->reason, sizeof(conn->reason), "%s", reason);
 }
 
-// A message that is not to the letter ends its connection and no other.
-void conn_refuse_message(struct conn *conn, const char *reason) {
+static void link_count_refusal(struct link *link) {
+    link->stats.refused_count++;
+    link->port->refused_count++;
+    link->port->refused_by_links_count++;
+}
+
+void conn_count_refusal(struct conn *conn) {
     if (conn->link != NULL)
-        conn->link->stats.refused_count++;
+        link_count_refusal(conn->link);
     else
         conn->port->refused_count++;
+}
+
+// Seldom enough that nobody fills the log from outside; the count says how often.
+void conn_log_stranger(struct conn *conn, const char *reason) {
+    struct port *port = conn->port;
+    port->stranger_count++;
+    if (port->now_ms < port->stranger_log_ms) return;
+    port->stranger_log_ms = port->now_ms + LINK_STRANGER_LOG_MS;
+    log_warn("%s: %" PRIu64 " connection%s refused, the last from %s: %s", port->address,
+             port->stranger_count, port->stranger_count == 1 ? "" : "s", conn->peer, reason);
+    port->stranger_count = 0;
+}
+
+// A message that is not to the letter, or not the peer's, ends its connection and no other.
+void conn_refuse_message(struct conn *conn, const char *reason) {
+    conn_count_refusal(conn);
+    if (conn->pending) conn_log_stranger(conn, reason);
     conn_broke(conn, reason);
 }
 
@@ -73,12 +118,20 @@ void conn_check_failed(struct conn *conn) {
         link->retry_ms = conn->port->now_ms + LINK_RETRY_MS;
         link->conn = NULL;
         conn->link = NULL;
+        conn->trusted = false;
     } else {
         link_lose(link, "%s", conn->reason);
     }
 }
 
-// -- loss ----------------------------------------------------------------------------------------
+// -- up and lost ---------------------------------------------------------------------------------
+
+void link_come_up(struct link *link) {
+    link->state = LINK_UP;
+    link->heard_ms = link->pinged_ms = link->port->now_ms;
+    link->up_untold = true;
+    link->port->happened = true;
+}
 
 void link_lose(struct link *link, const char *format, ...) {
     if (link->state == LINK_LOSING || link->state == LINK_LOST) return;
@@ -95,140 +148,83 @@ void link_lose(struct link *link, const char *format, ...) {
     if (link->conn != NULL) conn_end(link->conn, CONN_FORCED);
 }
 
-// -- greeting ------------------------------------------------------------------------------------
-
-void link_greet(struct link *link) {
-    struct port *port = link->port;
-    struct conn *conn;
-    size_t address_index = link->attempt_count++ % link->address.count;
-    link->retry_ms = port->now_ms + LINK_RETRY_MS;
-    if (port->ops->dial(port, &link->address, address_index, &conn) != STATUS_OK) {
-        snprintf(link->error.text, sizeof(link->error.text), "no connection can be made");
-        return;
-    }
-    link->conn = conn;
-    conn->link = link;
-    link->state = LINK_GREETING;
-    union link_message message = link_message_make(LINK_HELLO);
-    message.hello.epoch = link->config.epoch;
-    message.hello.link_id = link->config.link_id;
-    message.hello.credit_count = link->config.credit_count;
-    message.hello.frame_bytes_max = link->config.frame_bytes_max;
-    if (!port->ops->send_message(conn, &message)) conn_broke(conn, "the hello cannot be sent");
-}
-
-static void conn_send_refusal(struct conn *conn, enum link_refusal reason,
-                              uint64_t frame_bytes_max) {
-    union link_message message = link_message_make(LINK_REFUSE);
-    message.refuse.reason = reason;
-    message.refuse.frame_bytes_max = frame_bytes_max;
-    conn->port->refused_count++;
-    bool sent = conn->port->ops->send_message(conn, &message);
-    conn_end(conn, sent ? CONN_FLUSHING : CONN_FORCED);
-}
-
-static void link_come_up(struct link *link, uint32_t credit_count) {
-    link->credit_count = credit_count;
-    link->state = LINK_UP;
-    link->heard_ms = link->pinged_ms = link->port->now_ms;
-    link->up_untold = true;
-    link->port->happened = true;
-}
-
-// The link that a hello asks for. NULL with the reason of the refusal.
-static struct link *port_find_expected(struct port *port, const struct link_hello *hello,
-                                       enum link_refusal *reason_out) {
-    *reason_out = LINK_REFUSED_LINK;
-    for (struct link *link = port->links; link != NULL; link = link->next) {
-        if (link->is_sender || link->closed || link->config.link_id != hello->link_id) continue;
-        if (link->config.epoch != hello->epoch) {
-            *reason_out = LINK_REFUSED_EPOCH;
-            continue;
-        }
-        if (link->state == LINK_WAITING) return link;
-        *reason_out = LINK_REFUSED_TAKEN;
-        return NULL;
-    }
-    return NULL;
-}
-
-static void conn_receive_hello(struct conn *conn, const struct link_hello *hello) {
-    if (!conn->accepted || conn->link != NULL) {
-        conn_refuse_message(conn, "a hello out of place");
-        return;
-    }
-    enum link_refusal reason;
-    struct link *link = port_find_expected(conn->port, hello, &reason);
-    if (link == NULL) {
-        conn_send_refusal(conn, reason, 0);
-        return;
-    }
-    if (hello->frame_bytes_max > link->config.frame_bytes_max) {
-        conn_send_refusal(conn, LINK_REFUSED_FRAME_BYTES, link->config.frame_bytes_max);
-        return;
-    }
-    uint32_t credit_count = hello->credit_count < link->config.credit_count
-                                ? hello->credit_count
-                                : link->config.credit_count;
-    union link_message message = link_message_make(LINK_ACCEPT);
-    message.accept.credit_count = credit_count;
-    if (!conn->port->ops->send_message(conn, &message)) {
-        conn_broke(conn, "the hello cannot be answered");
-        return;
-    }
-    link->conn = conn;
-    conn->link = link;
-    conn->pending = false;
-    conn->port->pending_count--;
-    snprintf(link->peer, sizeof(link->peer), "%s", conn->peer);
-    link_come_up(link, credit_count);
-}
-
-static void conn_receive_accept(struct conn *conn, const struct link_accept *accept) {
-    struct link *link = conn->link;
-    if (link == NULL || link->state != LINK_GREETING ||
-        accept->credit_count > link->config.credit_count) {
-        conn_refuse_message(conn, "an accept out of place");
-        return;
-    }
-    link_come_up(link, accept->credit_count);
-}
-
-static void conn_receive_refuse(struct conn *conn, const struct link_refuse *refuse) {
-    struct link *link = conn->link;
-    if (link == NULL || link->state != LINK_GREETING) {
-        conn_refuse_message(conn, "a refusal out of place");
-        return;
-    }
-    link->refusal = link_refusal_text(refuse->reason);
-    if (refuse->reason == LINK_REFUSED_FRAME_BYTES) {
-        link_lose(link, "%s: %" PRIu64 " bytes at most, this link's are %zu", link->refusal,
-                  refuse->frame_bytes_max, link->config.frame_bytes_max);
-        return;
-    }
-    bool again = refuse->reason >= LINK_REFUSED_LINK && refuse->reason <= LINK_REFUSED_TAKEN;
-    if (!again) {
-        link_lose(link, "%s (ours %d, the peer's %d)", link->refusal, LINK_WIRE_VERSION,
-                  refuse->head.version);
-        return;
-    }
-    link->state = LINK_WAITING;
-    link->retry_ms = link->port->now_ms + LINK_RETRY_MS;
-    link->conn = NULL;
-    conn->link = NULL;
-    conn_end(conn, CONN_FORCED);
-}
-
 // -- messages ------------------------------------------------------------------------------------
+
+// Of what the peer of this connection seals, and of what this end does.
+static const uint8_t *message_key(const struct conn *conn, bool is_received) {
+    bool to_receiver = conn->accepted == is_received;
+    const struct link_session *session = &conn->link->session;
+    return to_receiver ? session->to_receiver_key : session->to_sender_key;
+}
+
+static void conn_make_mac(const struct conn *conn, const void *message, size_t size_bytes,
+                          const void *more, size_t more_bytes, uint8_t *mac_out) {
+    if (conn->link->config.has_key)
+        link_mac_make(message_key(conn, false), message, size_bytes, more, more_bytes, mac_out);
+}
+
+static bool conn_mac_holds(const struct conn *conn, const void *message, size_t size_bytes,
+                           const void *more, size_t more_bytes, const uint8_t *mac) {
+    if (!conn->trusted) return false;
+    if (!conn->link->config.has_key) return link_crypto_is_zero(mac, LINK_MAC_BYTES);
+    return link_mac_holds(message_key(conn, true), message, size_bytes, more, more_bytes, mac);
+}
+
+// Whether a message with a sequence is of the peer and none that was there before.
+static bool conn_sequence_is_new(struct conn *conn, uint64_t sequence) {
+    if (sequence <= conn->heard_sequence) return false;
+    conn->heard_sequence = sequence;
+    return true;
+}
+
+bool conn_send_sign(struct conn *conn, enum link_message_kind kind) {
+    union link_message message = link_message_make(kind);
+    struct link_sign *sign = &message.sign;
+    if (!conn->trusted) return false;
+    sign->sequence = conn->sent_sequence + 1;
+    conn_make_mac(conn, sign, offsetof(struct link_sign, mac), NULL, 0, sign->mac);
+    if (!conn->port->ops->send_message(conn, &message)) return false;
+    conn->sent_sequence++;
+    return true;
+}
+
+void conn_seal_worker(struct conn *conn, struct link_worker *worker, const void *address) {
+    CHECK(conn->trusted);
+    worker->sequence = ++conn->sent_sequence;
+    conn_make_mac(conn, worker, offsetof(struct link_worker, mac), address, worker->address_bytes,
+                  worker->mac);
+}
+
+bool conn_worker_is_sealed(struct conn *conn, const struct link_worker *worker,
+                           const void *address) {
+    return conn_mac_holds(conn, worker, offsetof(struct link_worker, mac), address,
+                          worker->address_bytes, worker->mac) &&
+           conn_sequence_is_new(conn, worker->sequence);
+}
+
+static void conn_receive_sign(struct conn *conn, const struct link_sign *sign) {
+    if (!conn_mac_holds(conn, sign, offsetof(struct link_sign, mac), NULL, 0, sign->mac) ||
+        !conn_sequence_is_new(conn, sign->sequence)) {
+        conn_refuse_message(conn, "a message that is not the peer's, or not new");
+        return;
+    }
+    conn->link->heard_ms = conn->port->now_ms;
+    if (sign->head.kind == LINK_BYE) conn_broke(conn, "the peer closed the link");
+}
 
 static void conn_receive_credit(struct conn *conn, const struct link_credit *credit) {
     struct link *link = conn->link;
-    if (link == NULL || !link->is_sender || link->state != LINK_UP ||
-        credit->released_count < link->credited_count ||
+    if (!conn_mac_holds(conn, credit, offsetof(struct link_credit, mac), NULL, 0, credit->mac)) {
+        conn_refuse_message(conn, "a credit that is not the peer's");
+        return;
+    }
+    if (!link->is_sender || link->state != LINK_UP ||
+        credit->released_count <= link->credited_count ||
         credit->released_count > link->sent_count) {
         conn_refuse_message(conn, "a credit that was not earned");
         return;
     }
+    link->heard_ms = conn->port->now_ms;
     link->credited_count = credit->released_count;
     link->port->happened = true;
 }
@@ -237,80 +233,99 @@ void conn_receive_message(struct conn *conn, const void *data, size_t size_bytes
     if (!conn_is_live(conn)) return;
     union link_message message;
     enum status status = link_message_parse(data, size_bytes, &message);
-    if (status == STATUS_UNSUPPORTED && message.head.kind == LINK_HELLO) {
-        if (conn->accepted && conn->link == NULL)
-            conn_send_refusal(conn, LINK_REFUSED_VERSION, 0);
-        else
-            conn_refuse_message(conn, "a hello out of place");
+    if (status == STATUS_UNSUPPORTED) {
+        conn_receive_other_version(conn, &message);
         return;
     }
-    if (status == STATUS_UNSUPPORTED) message.refuse.reason = LINK_REFUSED_VERSION;
     if (status == STATUS_INVALID) {
         conn_refuse_message(conn, "a malformed message");
         return;
     }
-    if (conn->link != NULL) conn->link->heard_ms = conn->port->now_ms;
     switch (message.head.kind) {
-    case LINK_HELLO:
-        conn_receive_hello(conn, &message.hello);
-        break;
-    case LINK_ACCEPT:
-        conn_receive_accept(conn, &message.accept);
-        break;
-    case LINK_REFUSE:
-        conn_receive_refuse(conn, &message.refuse);
-        break;
     case LINK_CREDIT:
         conn_receive_credit(conn, &message.credit);
         break;
     case LINK_PING:
-        if (conn->link == NULL) conn_refuse_message(conn, "a ping before the hello");
-        break;
     case LINK_BYE:
-        if (conn->link == NULL)
-            conn_refuse_message(conn, "a bye before the hello");
-        else
-            conn_broke(conn, "the peer closed the link");
+        conn_receive_sign(conn, &message.sign);
         break;
     default:
-        CHECK(false);
+        conn_receive_greeting(conn, &message);
     }
 }
 
 // -- frames --------------------------------------------------------------------------------------
 
-struct receive_slot *conn_receive_frame(struct conn *conn, const void *notice_data,
-                                        size_t notice_bytes, size_t frame_bytes) {
+static bool header_is_sealed(const struct conn *conn, const struct frame_header *header) {
+    const struct link_config *config = &conn->link->config;
+    if (!config->encrypts && !link_crypto_is_zero(header->payload_tag, sizeof(header->payload_tag)))
+        return false;
+    if (!config->has_key) return link_crypto_is_zero(header->mac, sizeof(header->mac));
+    return link_header_is_sealed(&conn->link->session, header);
+}
+
+static bool sequence_is_next(const struct link *link, const struct receive_slot *slot,
+                             uint64_t sequence) {
+    return sequence > link->delivered_count &&
+           sequence <= link->released_told_count + link->credit_count &&
+           slot->state == RECEIVE_EMPTY;
+}
+
+// Nothing of a header is used before its mac holds. NULL: good; otherwise what is wrong.
+static const char *frame_fault(const struct conn *conn, const struct frame_header *header,
+                               size_t frame_bytes) {
+    const struct link *link = conn->link;
+    if (!header_is_sealed(conn, header)) return "a frame whose header is not the peer's";
+    if (header->magic != FRAME_MAGIC || header->version != FRAME_VERSION)
+        return "a frame of another format";
+    if (frame_bytes > link->config.frame_bytes_max || header->payload_bytes > FRAME_BYTES_MAX ||
+        header->payload_offset + header->payload_bytes != frame_bytes)
+        return "a frame of a size that was not agreed";
+    const struct receive_slot *slot = &link->receives[header->link_sequence % link->credit_count];
+    if (!sequence_is_next(link, slot, header->link_sequence))
+        return "a frame out of sequence or beyond the credits";
+    return NULL;
+}
+
+static struct receive_slot *link_take_slot(struct link *link, const struct frame_header *header,
+                                           size_t frame_bytes) {
+    struct receive_slot *slot = &link->receives[header->link_sequence % link->credit_count];
+    CHECK(link->free_count > 0);
+    slot->frame = link->free_frames[--link->free_count];
+    slot->frame->size_bytes = frame_bytes;
+    slot->sequence = header->link_sequence;
+    slot->state = RECEIVE_FILLING;
+    struct frame_header *written = (struct frame_header *)slot->frame->data;
+    *written = *header;
+    memcpy(slot->payload_tag, header->payload_tag, sizeof(slot->payload_tag));
+    memset(written->payload_tag, 0, sizeof(written->payload_tag));
+    memset(written->mac, 0, sizeof(written->mac));
+    link->filling_count++;
+    return slot;
+}
+
+struct receive_slot *conn_receive_frame(struct conn *conn, const void *header_data,
+                                        size_t header_bytes, size_t rest_bytes) {
     if (!conn_is_live(conn)) return NULL;
     struct link *link = conn->link;
-    struct link_frame_notice notice;
+    struct frame_header header;
     if (link == NULL || link->is_sender || link->state != LINK_UP) {
         conn_refuse_message(conn, "a frame out of place");
         return NULL;
     }
-    if (link_frame_notice_parse(notice_data, notice_bytes, &notice) != STATUS_OK) {
-        conn_refuse_message(conn, "a malformed frame notice");
-        return NULL;
-    }
-    if (frame_bytes < sizeof(struct frame_header) || frame_bytes > link->config.frame_bytes_max) {
+    if (header_bytes != sizeof(header) || rest_bytes > FRAME_BYTES_MAX) {
         conn_refuse_message(conn, "a frame of a size that was not agreed");
         return NULL;
     }
-    struct receive_slot *slot = &link->receives[notice.sequence % link->credit_count];
-    if (notice.sequence <= link->delivered_count ||
-        notice.sequence > link->released_told_count + link->credit_count ||
-        slot->state != RECEIVE_EMPTY) {
-        conn_refuse_message(conn, "a frame out of sequence or beyond the credits");
+    memcpy(&header, header_data, sizeof(header));
+    size_t frame_bytes = sizeof(header) + rest_bytes;
+    const char *fault = frame_fault(conn, &header, frame_bytes);
+    if (fault != NULL) {
+        conn_refuse_message(conn, fault);
         return NULL;
     }
     link->heard_ms = conn->port->now_ms;
-    CHECK(link->free_count > 0);
-    slot->frame = link->free_frames[--link->free_count];
-    slot->frame->size_bytes = frame_bytes;
-    slot->sequence = notice.sequence;
-    slot->state = RECEIVE_FILLING;
-    link->filling_count++;
-    return slot;
+    return link_take_slot(link, &header, frame_bytes);
 }
 
 static void link_take_back(struct link *link, struct frame *frame) {
@@ -351,6 +366,8 @@ void link_return_credit(struct link *link) {
     if (granted_count - link->delivered_count > link->credit_count / 2) return;
     union link_message message = link_message_make(LINK_CREDIT);
     message.credit.released_count = link->released_count;
+    conn_make_mac(link->conn, &message.credit, offsetof(struct link_credit, mac), NULL, 0,
+                  message.credit.mac);
     if (link->port->ops->send_message(link->conn, &message))
         link->released_told_count = link->released_count;
 }
@@ -360,9 +377,12 @@ void link_return_credit(struct link *link) {
 enum frame_verdict { FRAME_GOOD, FRAME_STALE, FRAME_BAD };
 
 static enum frame_verdict frame_judge(const struct link *link, const struct receive_slot *slot) {
-    const struct frame_header *header = (const struct frame_header *)slot->frame->data;
-    if (header->magic != FRAME_MAGIC || header->version != FRAME_VERSION) return FRAME_BAD;
-    if (header->link_sequence != slot->sequence) return FRAME_BAD;
+    struct frame *frame = slot->frame;
+    const struct frame_header *header = (const struct frame_header *)frame->data;
+    if (link->config.encrypts &&
+        !link_decrypt(&link->session, slot->sequence, frame->data + sizeof(*header),
+                      frame->size_bytes - sizeof(*header), slot->payload_tag))
+        return FRAME_BAD;
     return header->epoch == link->config.epoch ? FRAME_GOOD : FRAME_STALE;
 }
 
@@ -378,11 +398,11 @@ static void link_deliver_received(struct link *link) {
         slot->frame = NULL;
         link->delivered_count++;
         if (verdict != FRAME_GOOD) {
-            link->stats.refused_count++;
+            link_count_refusal(link);
             link->released_count++;
             link_take_back(link, frame);
             if (verdict == FRAME_BAD) {
-                link_lose(link, "a frame whose header has the wrong magic, version or sequence");
+                link_lose(link, "a frame that is not what the peer encrypted");
                 return;
             }
             continue;
@@ -450,8 +470,7 @@ static void link_ping(struct link *link) {
     }
     if (now_ms - link->pinged_ms < LINK_PING_MS || !conn_is_live(link->conn)) return;
     // A ping that has not left yet stands for this one too.
-    union link_message message = link_message_make(LINK_PING);
-    (void)link->port->ops->send_message(link->conn, &message);
+    (void)conn_send_sign(link->conn, LINK_PING);
     link->pinged_ms = now_ms;
 }
 

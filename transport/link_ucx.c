@@ -4,7 +4,7 @@
 //
 // UCX has a listener of its own, and it is not used: a connection that greets UCX with a short
 // length ends the whole process (an assertion in UCX 1.13). So UCX learns of a peer only after its
-// hello was accepted.
+// hello was accepted, and is given an address only with a mac.
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
@@ -109,6 +109,7 @@ static void ucx_accept(struct ucx_port *port) {
     }
     conn_init(&conn->conn, &port->port, true);
     channel_watch(conn);
+    conn_challenge(&conn->conn);
 }
 
 // -- the frames' way -----------------------------------------------------------------------------
@@ -119,7 +120,8 @@ static enum status channel_put_worker(struct ucx_conn *conn, const void *address
     if (address_bytes > LINK_WORKER_BYTES_MAX) return STATUS_EXHAUSTED;
     ucp_get_version(&major, &minor, &release);
     struct link_worker worker =
-        link_worker_make((uint16_t)major, (uint16_t)minor, address, (uint32_t)address_bytes);
+        link_worker_make((uint16_t)major, (uint16_t)minor, (uint32_t)address_bytes);
+    conn_seal_worker(&conn->conn, &worker, address);
     bool queued = channel_put(&conn->channel, &worker, sizeof(worker)) &&
                   channel_put(&conn->channel, address, address_bytes);
     return queued ? STATUS_OK : STATUS_EXHAUSTED;
@@ -146,8 +148,8 @@ static enum status ucx_offer_worker(struct ucx_conn *conn) {
 static bool ucx_trusts(struct conn *base, const struct link_worker *worker, const void *address) {
     unsigned major, minor, release;
     ucp_get_version(&major, &minor, &release);
-    if (worker->checksum != link_checksum(address, worker->address_bytes)) {
-        conn_refuse_message(base, "a worker whose address is damaged");
+    if (!conn_worker_is_sealed(base, worker, address)) {
+        conn_refuse_message(base, "a worker that is not the peer's");
         return false;
     }
     if (worker->ucx_major == major && worker->ucx_minor == minor) return true;
@@ -162,7 +164,7 @@ static void ucx_receive_worker(struct ucx_conn *conn, const uint8_t *message) {
     const uint8_t *address = message + sizeof(struct link_worker);
     struct link_worker worker;
     memcpy(&worker, message, sizeof(worker));
-    bool expected = base->link != NULL && (base->data == NULL) == !base->accepted &&
+    bool expected = base->trusted && (base->data == NULL) == !base->accepted &&
                     (base->data == NULL || base->data->ep == NULL);
     if (!expected) {
         conn_refuse_message(base, "a worker out of place");
@@ -173,15 +175,17 @@ static void ucx_receive_worker(struct ucx_conn *conn, const uint8_t *message) {
         conn_broke(base, "no UCX worker can be made");
         return;
     }
-    if (ucx_data_join(base->data, address) == STATUS_OK) channel_send(conn);
+    if (ucx_data_join(base->data, address) != STATUS_OK) return;
+    channel_send(conn);
+    conn_opened_way(base);
 }
 
 static bool ucx_send_message(struct conn *base, const union link_message *message) {
     struct ucx_conn *conn = (struct ucx_conn *)base;
     if (message->head.kind == LINK_CREDIT)
         return ucx_data_send_credit(base->data, &message->credit);
-    if (message->head.kind == LINK_ACCEPT && ucx_offer_worker(conn) != STATUS_OK) return false;
     if (!channel_put(&conn->channel, message, link_message_bytes(message->head.kind))) return false;
+    if (message->head.kind == LINK_ACCEPT && ucx_offer_worker(conn) != STATUS_OK) return false;
     channel_send(conn);
     return true;
 }
@@ -192,14 +196,28 @@ static void ucx_send_frame(struct conn *base, struct send_slot *slot) {
 
 // -- progress ------------------------------------------------------------------------------------
 
+static uint16_t message_kind(const struct channel *channel) {
+    struct link_message_head head;
+    memcpy(&head, channel->in, sizeof(head));
+    return head.kind;
+}
+
+// Nothing else of a stranger is looked at, nor waited for.
+static bool begins_no_hello(const struct ucx_conn *conn) {
+    return conn->conn.pending && conn->channel.in_bytes >= sizeof(struct link_message_head) &&
+           message_kind(&conn->channel) != LINK_HELLO;
+}
+
 static void channel_handle(struct ucx_conn *conn) {
     size_t size_bytes;
     enum status status;
+    if (begins_no_hello(conn)) {
+        conn_refuse_message(&conn->conn, "it says something else than hello");
+        return;
+    }
     while ((status = channel_first(&conn->channel, &size_bytes)) == STATUS_OK) {
         const uint8_t *message = conn->channel.in;
-        struct link_message_head head;
-        memcpy(&head, message, sizeof(head));
-        if (head.kind == LINK_WORKER)
+        if (message_kind(&conn->channel) == LINK_WORKER)
             ucx_receive_worker(conn, message);
         else
             conn_receive_message(&conn->conn, message, size_bytes);
@@ -368,6 +386,7 @@ static const struct carrier_ops ucx_ops = {
     .force = ucx_force,
     .free_conn = ucx_free_conn,
     .close = ucx_close,
+    .needs_keys = true,
 };
 
 static enum status ucx_open_context(struct ucx_port *port, const struct sockaddr *listening,
@@ -409,6 +428,8 @@ enum status port_open_ucx(const char *host, uint16_t port_number, const struct p
     enum status status =
         link_address_resolve(host, port_number, &address, &address_bytes, 1, &address_count, error);
     if (status != STATUS_OK) return STATUS_IO;
+    if (link_crypto_start() != STATUS_OK)
+        return error_set(error, STATUS_IO, "no random numbers for keys");
     struct ucx_port *port = memory_array(1, sizeof(*port));
     if (port == NULL) return error_set(error, STATUS_NO_MEMORY, "no memory for a port");
     port_init(&port->port, &ucx_ops, config);

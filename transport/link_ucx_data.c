@@ -9,6 +9,7 @@
 #include "base/memory.h"
 
 enum { AM_FRAME = 1, AM_CREDIT = 2 };
+enum { HEADER_BYTES = sizeof(struct frame_header) };
 
 static void data_broke(struct ucx_data *data, const char *what, ucs_status_t status) {
     char reason[128];
@@ -24,6 +25,10 @@ static void operation_ended(struct ucx_data *data) {
 }
 
 // -- sending -------------------------------------------------------------------------------------
+
+static size_t rest_bytes_of(const struct frame *frame) {
+    return frame->size_bytes - HEADER_BYTES;
+}
 
 static struct ucx_data *data_of_link(const struct link *link) {
     return link->conn->data;
@@ -46,8 +51,8 @@ void ucx_data_send_frame(struct ucx_data *data, struct send_slot *slot) {
                                  .cb.send = frame_sent,
                                  .user_data = slot};
     ucs_status_ptr_t request =
-        ucp_am_send_nbx(data->ep, AM_FRAME, &slot->notice, sizeof(slot->notice), slot->frame->data,
-                        slot->frame->size_bytes, &param);
+        ucp_am_send_nbx(data->ep, AM_FRAME, slot->frame->data, HEADER_BYTES,
+                        slot->frame->data + HEADER_BYTES, rest_bytes_of(slot->frame), &param);
     if (UCS_PTR_IS_ERR(request)) {
         data_broke(data, "a frame cannot be sent", UCS_PTR_STATUS(request));
         send_slot_done(slot);
@@ -92,7 +97,7 @@ static void frame_fetched(void *request, ucs_status_t status, size_t length_byte
     struct ucx_data *data = data_of_link(slot->link);
     if (status != UCS_OK) data_broke(data, "a frame cannot be received", status);
     ucp_request_free(request);
-    receive_slot_done(slot, status == UCS_OK && length_bytes == slot->frame->size_bytes);
+    receive_slot_done(slot, status == UCS_OK && length_bytes == rest_bytes_of(slot->frame));
     operation_ended(data);
 }
 
@@ -103,8 +108,9 @@ static void fetch_frame(struct ucx_data *data, struct receive_slot *slot, void *
                                  .memory_type = UCS_MEMORY_TYPE_HOST,
                                  .cb.recv_am = frame_fetched,
                                  .user_data = slot};
-    ucs_status_ptr_t request = ucp_am_recv_data_nbx(data->worker, descriptor, slot->frame->data,
-                                                    slot->frame->size_bytes, &param);
+    ucs_status_ptr_t request =
+        ucp_am_recv_data_nbx(data->worker, descriptor, slot->frame->data + HEADER_BYTES,
+                             rest_bytes_of(slot->frame), &param);
     if (UCS_PTR_IS_ERR(request)) {
         data_broke(data, "a frame cannot be received", UCS_PTR_STATUS(request));
         receive_slot_done(slot, false);
@@ -117,18 +123,17 @@ static void fetch_frame(struct ucx_data *data, struct receive_slot *slot, void *
 
 // Large frames come by rendezvous: only their header is here, and UCX fetches the rest into the
 // buffer that we name. Small ones are here whole and are copied.
-static ucs_status_t frame_arrived(void *arg, const void *header, size_t header_bytes,
-                                  void *frame_data, size_t frame_bytes,
-                                  const ucp_am_recv_param_t *param) {
+static ucs_status_t frame_arrived(void *arg, const void *header, size_t header_bytes, void *rest,
+                                  size_t rest_bytes, const ucp_am_recv_param_t *param) {
     struct ucx_data *data = arg;
     if (data->ending) return UCS_OK;
-    struct receive_slot *slot = conn_receive_frame(data->conn, header, header_bytes, frame_bytes);
+    struct receive_slot *slot = conn_receive_frame(data->conn, header, header_bytes, rest_bytes);
     if (slot == NULL) return UCS_OK; // UCX drops the data, or tells the sender so
     if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) {
-        fetch_frame(data, slot, frame_data);
+        fetch_frame(data, slot, rest);
         return UCS_INPROGRESS;
     }
-    memcpy(slot->frame->data, frame_data, frame_bytes);
+    memcpy(slot->frame->data + HEADER_BYTES, rest, rest_bytes);
     receive_slot_done(slot, true);
     return UCS_OK;
 }

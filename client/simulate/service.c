@@ -178,15 +178,18 @@ static void start(struct world *world, struct service *service, const struct ord
     if (!service->is_loaded || order->epoch != service->epoch) return; // overtaken
     uint32_t index = service->assignment.stage_index, count = service->assignment.stage_count;
     struct dock_wish wishes[DOCK_WIRE_COUNT_MAX] = {
-        {.id = index, .end = WIRE_RECEIVER},
-        {.id = index + 1, .end = WIRE_SENDER, .address = order->address},
+        {.id = index, .end = WIRE_RECEIVER, .key = order->in_key},
+        {.id = index + 1, .end = WIRE_SENDER, .address = order->address, .key = order->next_key},
     };
     uint32_t wish_count = 2;
     if (takes_tokens(service) && count > 1)
-        wishes[wish_count++] = (struct dock_wish){.id = count + 1, .end = WIRE_RECEIVER};
+        wishes[wish_count++] =
+            (struct dock_wish){.id = count + 1, .end = WIRE_RECEIVER, .key = order->feedback_key};
     if (sends_tokens(service))
-        wishes[wish_count++] = (struct dock_wish){
-            .id = count + 1, .end = WIRE_SENDER, .address = order->feedback_address};
+        wishes[wish_count++] = (struct dock_wish){.id = count + 1,
+                                                  .end = WIRE_SENDER,
+                                                  .address = order->feedback_address,
+                                                  .key = order->feedback_key};
     dock_open(world, &service->dock, order->epoch, wishes, wish_count);
 }
 
@@ -344,6 +347,11 @@ static const struct dock_handler DOCK_HANDLER = {
 
 // -- its main thread ------------------------------------------------------------------------------
 
+// A link that is not of this stage has none.
+static void copy_key(uint8_t *out, const ProtobufCBinaryData *key) {
+    if (key->len == LINK_KEY_BYTES) memcpy(out, key->data, LINK_KEY_BYTES);
+}
+
 void service_on_message(struct world *world, struct service *service,
                         const Stagecoach__V1__CoordinatorMessage *message) {
     service->heard_ns = world->now_ns;
@@ -366,6 +374,9 @@ void service_on_message(struct world *world, struct service *service,
         snprintf(order.address, sizeof(order.address), "%s", message->start->next_address);
         snprintf(order.feedback_address, sizeof(order.feedback_address), "%s",
                  message->start->feedback_address);
+        copy_key(order.in_key, &message->start->in_key);
+        copy_key(order.next_key, &message->start->next_key);
+        copy_key(order.feedback_key, &message->start->feedback_key);
         give_order(world, service, order);
     }
 }

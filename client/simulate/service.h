@@ -16,6 +16,7 @@ struct order {
     uint32_t token_lag_max;
     char address[32];          // ORDER_START: of the next one
     char feedback_address[32]; // ORDER_START: of stage 0, for the last of several
+    uint8_t in_key[LINK_KEY_BYTES], next_key[LINK_KEY_BYTES], feedback_key[LINK_KEY_BYTES];
 };
 
 struct service {

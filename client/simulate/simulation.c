@@ -44,6 +44,18 @@ uint64_t world_draw(struct world *world, uint64_t limit) {
     return limit == 0 ? 0 : bits % limit;
 }
 
+// Keys have draws of their own: they change nothing else.
+static void draw_key(void *ctx, void *out, size_t size_bytes) {
+    struct world *world = ctx;
+    for (size_t at = 0; at < size_bytes; at += 16) {
+        uint64_t count = world->key_draw_count++;
+        const uint32_t counter[4] = {(uint32_t)count, (uint32_t)(count >> 32), 1, 0};
+        uint32_t words[4];
+        rng_philox(world->settings.seed, counter, words);
+        memcpy((uint8_t *)out + at, words, size_bytes - at < 16 ? size_bytes - at : 16);
+    }
+}
+
 bool world_chance(struct world *world, uint32_t permille) {
     return world_draw(world, 1000) < permille;
 }
@@ -87,8 +99,11 @@ static bool connect_dock(void *ctx, const struct io_ring_position *position) {
     struct world *world = ctx;
     if (world_has(world, SIMULATION_CONTROL) && world_chance(world, 20)) return false;
     const struct dock_wish wishes[] = {
-        {.id = position->in_link_ids[0], .end = WIRE_RECEIVER},
-        {.id = position->outs[0].link_id, .end = WIRE_SENDER, .address = position->outs[0].address},
+        {.id = position->ins[0].link_id, .end = WIRE_RECEIVER, .key = position->ins[0].key},
+        {.id = position->outs[0].link_id,
+         .end = WIRE_SENDER,
+         .address = position->outs[0].address,
+         .key = position->outs[0].key},
     };
     dock_open(world, &world->dock, position->epoch, wishes, 2);
     world->report->epoch_count++;
@@ -262,7 +277,7 @@ static enum status open_flow(struct world *world) {
     config.cluster.assignment.credit_count = world->credit_count;
     config.cluster.assignment.token_lag_max = world->limits.token_lag_max;
     struct flow_outside outside = {
-        .cluster = {.send = stream_send_down, .drop = stream_drop, .ctx = world},
+        .cluster = {.send = stream_send_down, .drop = stream_drop, .draw = draw_key, .ctx = world},
         .connect = connect_dock,
         .send = send_frame,
         .issued = clients_issued,

@@ -1,5 +1,6 @@
 #include "client/simulate/wire.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,8 +231,25 @@ static void give_up(void *ctx, void *subject, uint64_t tag) {
     lose(ctx, dock, tag);
 }
 
+// Both ends of a link have one key, and no other link or epoch has it.
+static void check_key(struct world *world, struct wire *wire, const uint8_t *key) {
+    static const uint8_t none[LINK_KEY_BYTES];
+    bool is_first = memcmp(wire->key, none, sizeof(none)) == 0;
+    for (const struct wire *other = world->wires; other != NULL && is_first; other = other->next)
+        if (memcmp(other->key, key, LINK_KEY_BYTES) == 0 &&
+            (other->epoch != wire->epoch || other->id != wire->id))
+            world_fail(world, "link %" PRIu32 " of epoch %" PRIu64 " has the key of link %" PRIu32,
+                       wire->id, wire->epoch, other->id);
+    if (is_first)
+        memcpy(wire->key, key, LINK_KEY_BYTES);
+    else if (memcmp(wire->key, key, LINK_KEY_BYTES) != 0)
+        world_fail(world, "the ends of link %" PRIu32 " of epoch %" PRIu64 " have different keys",
+                   wire->id, wire->epoch);
+}
+
 static void attach(struct world *world, struct dock *dock, const struct dock_wish *wish) {
     struct wire *wire = find_wire(world, dock->epoch, wish->id);
+    check_key(world, wire, wish->key);
     CHECK(wire->ends[wish->end] == NULL && dock->wire_count < DOCK_WIRE_COUNT_MAX);
     wire->ends[wish->end] = dock;
     dock->wires[dock->wire_count++] = wire;

@@ -5,6 +5,7 @@
 
 #include "client/simulate/agenda.h"
 #include "proto/frame.h"
+#include "proto/link_wire.h"
 
 struct world;
 
@@ -40,6 +41,7 @@ struct wire {
     struct dock *ends[2]; // NULL: not there yet, or gone
     uint32_t generations[2];
     char address[32]; // that the sender dialled
+    uint8_t key[LINK_KEY_BYTES];
     bool is_up;
     bool is_broken;
     uint32_t credit_used_count;
@@ -81,6 +83,7 @@ struct dock_wish {
     uint32_t id;
     enum wire_end end;
     const char *address; // for WIRE_SENDER: whom to dial
+    const uint8_t *key;  // LINK_KEY_BYTES
 };
 
 // Closes what is open and begins to make these wires; handler->up or ->lost follows.

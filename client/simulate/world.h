@@ -23,7 +23,7 @@ struct world {
     struct simulation_settings settings; // drawn
     struct simulation_report *report;
     uint64_t now_ns;
-    uint64_t draw_count;
+    uint64_t draw_count, key_draw_count;
     struct agenda agenda;
     struct parcel *parcels; // all
     struct parcel *parcels_free;

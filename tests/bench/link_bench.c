@@ -92,7 +92,10 @@ static void side_send(struct side *side, size_t size_bytes) {
     while (side->free_count == 0)
         side_step(side);
     struct frame *frame = side->free[--side->free_count];
+    struct frame_header *header = (struct frame_header *)frame->data;
     frame->size_bytes = size_bytes;
+    header->payload_offset = sizeof(*header);
+    header->payload_bytes = size_bytes - sizeof(*header);
     while (!link_send(side->out, frame))
         side_step(side);
 }

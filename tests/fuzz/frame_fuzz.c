@@ -97,7 +97,7 @@ static void complete(struct frame *frame, const struct frame_limits *limits, siz
     wanted.epoch = limits->epoch;
     wanted.hidden_size = has_payload ? limits->hidden_size : 0;
     wanted.dtype = has_payload ? (uint16_t)limits->dtype : DTYPE_NONE;
-    memset(wanted.reserved, 0, sizeof(wanted.reserved));
+    memset(wanted.payload_tag, 0, sizeof(wanted.payload_tag));
     memset(wanted.mac, 0, sizeof(wanted.mac));
     struct frame *formatted;
     struct frame_view view;

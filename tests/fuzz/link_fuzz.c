@@ -1,18 +1,27 @@
 // link_fuzz: whatever a peer may send to a port, message by message, over a carrier that keeps
-// nothing. The input is a list of records:
+// nothing. The input is a byte (bit 0: the links have a key; bit 1: they also encrypt) and a list
+// of records:
 //
 //   u8 connection (0..3: accepted ones; 4: the one we dialed)   u8 what   u8 size   bytes
 //
-//   what 0: a message as it is   1: a frame with this notice   2: a message whose head is made good
+//   what 0: a message as it is   1: a frame with this sequence   2: a message whose head is made
+//   good
 //        3: the connection breaks   4: time passes   5: bytes of a stream
+//        6: as 2, by a peer that has the key: its proof or mac is made good too
+//
+// So what is behind the handshake is reached: a stranger's bytes end at the first mac.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "transport/link_internal.h"
 
 enum { CONN_COUNT = 5, FRAME_BYTES = 4096 };
+
+static const uint8_t link_key[LINK_KEY_BYTES] = {1, 2, 3};
+static bool has_key; // the links of this run
 
 static uint64_t now_ns;
 
@@ -48,6 +57,7 @@ static enum status fuzz_dial(struct port *port, const struct conn_address *addre
     struct conn *conn = calloc(1, sizeof(*conn));
     if (conn == NULL) return STATUS_NO_MEMORY;
     conn_init(conn, port, false);
+    conn->has_way = true;
     *conn_out = conn;
     return STATUS_OK;
 }
@@ -113,24 +123,61 @@ static struct conn *conn_at(struct port *port, unsigned number) {
         return NULL;
     }
     conn_init(conn, port, true);
+    conn_challenge(conn);
     return conn;
 }
 
+// As the peer of this connection would.
+static void seal_frame(const struct conn *conn, struct frame_header *header, uint8_t *rest,
+                       size_t rest_bytes) {
+    const struct link *link = conn->link;
+    if (link == NULL || !conn->trusted) return;
+    if (link->config.encrypts)
+        link_encrypt(&link->session, header->link_sequence, rest, rest_bytes, header->payload_tag);
+    if (link->config.has_key) link_seal_header(&link->session, header);
+}
+
 static void receive_frame(struct conn *conn, const uint8_t *bytes, size_t size_bytes) {
-    struct link_frame_notice notice = link_frame_notice_make(1);
-    size_t use_bytes = size_bytes < sizeof(notice) ? size_bytes : sizeof(notice);
-    size_t frame_bytes = size_bytes > 16 ? (size_t)bytes[16] * 32 : FRAME_BYTES;
-    if (size_bytes > 0) memcpy(&notice.sequence, bytes, use_bytes < 2 ? use_bytes : 2);
-    struct receive_slot *slot = conn_receive_frame(conn, &notice, sizeof(notice), frame_bytes);
+    static uint8_t rest[FRAME_BYTES * 2];
+    size_t rest_bytes = size_bytes > 16 ? (size_t)bytes[16] * 32 : FRAME_BYTES / 2;
+    struct frame_header header = {.magic = FRAME_MAGIC,
+                                  .version = FRAME_VERSION,
+                                  .epoch = 7,
+                                  .payload_offset = sizeof(header),
+                                  .payload_bytes = rest_bytes,
+                                  .link_sequence = 1};
+    memset(rest, 0, rest_bytes);
+    if (size_bytes > 0) memcpy(&header.link_sequence, bytes, size_bytes < 2 ? size_bytes : 2);
+    if (size_bytes > 18) header.payload_offset += bytes[18];
+    seal_frame(conn, &header, rest, rest_bytes);
+    if (size_bytes > 19) ((uint8_t *)&header)[bytes[19] % sizeof(header)] ^= 0x10;
+    if (size_bytes > 20) rest[0] ^= bytes[20];
+    struct receive_slot *slot = conn_receive_frame(conn, &header, sizeof(header), rest_bytes);
     if (slot == NULL) return;
-    CHECK(slot->frame->capacity_bytes >= frame_bytes);
-    memset(slot->frame->data, 0, frame_bytes);
-    struct frame_header *header = (struct frame_header *)slot->frame->data;
-    header->magic = FRAME_MAGIC;
-    header->version = FRAME_VERSION;
-    header->epoch = 7;
-    header->link_sequence = notice.sequence;
+    CHECK(slot->frame->capacity_bytes >= sizeof(header) + rest_bytes);
+    CHECK(slot->frame->size_bytes == sizeof(header) + rest_bytes);
+    memcpy(slot->frame->data + sizeof(header), rest, rest_bytes);
     receive_slot_done(slot, size_bytes < 18 || bytes[17] < 250);
+}
+
+// As the peer of this connection would, where it has the link's key.
+static void seal_message(const struct conn *conn, union link_message *message) {
+    const uint8_t *key = link_key;
+    if (message->head.kind == LINK_HELLO && !conn->accepted) return;
+    if (message->head.kind == LINK_HELLO) link_prove_hello(key, conn->nonce, &message->hello);
+    if (message->head.kind == LINK_ACCEPT)
+        link_prove_accept(key, conn->nonce, &conn->hello, &message->accept);
+    if (message->head.kind == LINK_REFUSE)
+        link_prove_refuse(key, conn->nonce, &conn->hello, &message->refuse);
+    if (conn->link == NULL || !conn->trusted) return;
+    const uint8_t *message_key =
+        conn->accepted ? conn->link->session.to_receiver_key : conn->link->session.to_sender_key;
+    if (message->head.kind == LINK_CREDIT)
+        link_mac_make(message_key, message, offsetof(struct link_credit, mac), NULL, 0,
+                      message->credit.mac);
+    if (message->head.kind == LINK_PING || message->head.kind == LINK_BYE)
+        link_mac_make(message_key, message, offsetof(struct link_sign, mac), NULL, 0,
+                      message->sign.mac);
 }
 
 static void run_record(struct port *port, const uint8_t *record, size_t size_bytes) {
@@ -139,7 +186,7 @@ static void run_record(struct port *port, const uint8_t *record, size_t size_byt
     if (conn == NULL) return;
     union link_message message = {0};
     size_t copied_bytes = size_bytes < sizeof(message) ? size_bytes : sizeof(message);
-    switch (record[1] % 6) {
+    switch (record[1] % 7) {
     case 0:
         conn_receive_message(conn, bytes, size_bytes);
         break;
@@ -147,8 +194,10 @@ static void run_record(struct port *port, const uint8_t *record, size_t size_byt
         receive_frame(conn, bytes, size_bytes);
         break;
     case 2:
+    case 6:
         memcpy(&message, bytes, copied_bytes);
-        message.head = link_message_make(message.head.kind % 7).head;
+        message.head = link_message_make(message.head.kind % (LINK_CHALLENGE + 1)).head;
+        if (record[1] % 7 == 6 && has_key) seal_message(conn, &message);
         conn_receive_message(conn, &message, link_message_bytes(message.head.kind));
         break;
     case 3:
@@ -166,17 +215,34 @@ static void run_record(struct port *port, const uint8_t *record, size_t size_byt
     }
 }
 
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size_bytes);
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc;
+    (void)argv;
+    log_init("link_fuzz", LOG_NONE);
+    return link_crypto_start() == STATUS_OK ? 0 : 1;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size_bytes) {
     struct port port = {0};
     struct port_config config = {.clock = {.now_ns = fuzz_now_ns}, .handler = &handler};
     struct link *receiver, *sender;
     struct error error;
+    if (size_bytes == 0) return 0;
     now_ns = UINT64_C(1000000000);
+    has_key = data[0] & 1;
     port_init(&port, &fuzz_ops, &config);
-    struct link_config link_config = {
-        .epoch = 7, .link_id = 2, .credit_count = 4, .frame_bytes_max = FRAME_BYTES};
+    struct link_config link_config = {.epoch = 7,
+                                      .link_id = 2,
+                                      .credit_count = 4,
+                                      .frame_bytes_max = FRAME_BYTES,
+                                      .has_key = has_key,
+                                      .encrypts = has_key && (data[0] & 2) != 0};
+    memcpy(link_config.key, link_key, sizeof(link_key));
+    data++;
+    size_bytes--;
     if (link_expect(&port, &link_config, NULL, &receiver) != STATUS_OK) return 0;
     if (link_connect(&port, "", &link_config, NULL, &sender, &error) != STATUS_OK) abort();
     while (size_bytes >= 3) {

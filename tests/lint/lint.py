@@ -37,7 +37,7 @@ VENDOR_HOMES = [
     (r"(cuda|cublas|nvml|nvtx).*", r"stage/cuda/.*|transport/\w+_nccl\.c"),
     (r"microhttpd\.h", r"coordinator/metrics_http\.c"),
     (r"pcre2\.h|utf8proc\.h", r"coordinator/.*"),
-    (r"sodium\.h", r"coordinator/vllm_tokenizer\.c"),
+    (r"sodium\.h", r"transport/link_crypto\.c|coordinator/vllm_tokenizer\.c"),
     (r"zlib\.h", r"coordinator/archive\.c"),
     # Messages only where they are packed or unpacked.
     (r"grpc/.*\.pb-c\.h", r"transport/rpc_(health|reflection)\.c|client/.*"),

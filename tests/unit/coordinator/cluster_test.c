@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/log.h"
+#include "proto/link_wire.h"
 
 // A world without I/O: what the cluster sends to each member is written down.
 struct recorded {
@@ -19,9 +20,12 @@ struct recorded {
     uint64_t assignment_epoch, start_epoch, heartbeat_sent_ns;
     uint32_t layer_first, layer_count;
     char next_address[64], feedback_address[64];
+    uint8_t in_key[LINK_KEY_BYTES], next_key[LINK_KEY_BYTES], feedback_key[LINK_KEY_BYTES];
+    bool encrypts;
 };
 struct world {
     uint64_t now_ns;
+    uint8_t drawn; // the last byte that was drawn
     struct cluster *cluster;
     struct member members[8];
     struct recorded recorded[8];
@@ -34,6 +38,21 @@ static uint64_t world_now(void *ctx) {
 
 static struct recorded *recorded_of(struct world *world, const struct member *member) {
     return &world->recorded[member - world->members];
+}
+
+// Zeroes: there is none.
+static void keep_key(uint8_t *out, const ProtobufCBinaryData *key) {
+    memset(out, 0, LINK_KEY_BYTES);
+    if (key->len == 0) return;
+    assert_int_equal(key->len, LINK_KEY_BYTES);
+    memcpy(out, key->data, LINK_KEY_BYTES);
+}
+
+// Different for every 32 bytes, and never zero.
+static void world_draw(void *ctx, void *out, size_t size_bytes) {
+    struct world *world = ctx;
+    for (size_t i = 0; i < size_bytes; i++)
+        ((uint8_t *)out)[i] = (uint8_t)(i % 32 == 0 ? 0x80 | (++world->drawn & 0x7f) : 0xff);
 }
 
 static void world_send(void *ctx, struct member *member,
@@ -57,6 +76,10 @@ static void world_send(void *ctx, struct member *member,
         snprintf(r->next_address, sizeof(r->next_address), "%s", message->start->next_address);
         snprintf(r->feedback_address, sizeof(r->feedback_address), "%s",
                  message->start->feedback_address);
+        keep_key(r->in_key, &message->start->in_key);
+        keep_key(r->next_key, &message->start->next_key);
+        keep_key(r->feedback_key, &message->start->feedback_key);
+        r->encrypts = message->start->encrypts;
         break;
     default:
         fail_msg("unknown message");
@@ -81,7 +104,7 @@ static void open_world_with(struct world *world, const char *layers, uint32_t to
     stagecoach__v1__assignment__init(&config.assignment);
     config.assignment.token_lag_max = token_lag_max;
     assert_int_equal(plan_parse(layers, 8, &config.plan, NULL), STATUS_OK);
-    struct cluster_outside outside = {world_send, world_drop, world};
+    struct cluster_outside outside = {world_send, world_drop, world_draw, world};
     assert_int_equal(cluster_open(&config, &outside, &world->cluster), STATUS_OK);
 }
 
@@ -205,6 +228,59 @@ static void cluster_tells_the_last_stage_where_tokens_go_back_to(void **state) {
     uint32_t index = join(&world, "alone");
     run_epoch(&world, &index, 1, 1);
     assert_string_equal(world.recorded[0].feedback_address, "");
+    cluster_close(world.cluster);
+}
+
+static const uint8_t no_key[LINK_KEY_BYTES];
+
+static void assert_keys_of_epoch(struct world *world, bool has_feedback) {
+    const struct recorded *r = world->recorded;
+    const uint8_t *const keys[] = {cluster_link_key(world->cluster, 0), r[0].next_key,
+                                   r[1].next_key, cluster_link_key(world->cluster, 3),
+                                   cluster_link_key(world->cluster, 4)};
+    assert_memory_equal(r[0].in_key, keys[0], LINK_KEY_BYTES);
+    assert_memory_equal(r[1].in_key, keys[1], LINK_KEY_BYTES);
+    assert_memory_equal(r[2].in_key, keys[2], LINK_KEY_BYTES);
+    assert_memory_equal(r[2].next_key, keys[3], LINK_KEY_BYTES);
+    const uint8_t *feedback_key = has_feedback ? keys[4] : no_key;
+    assert_memory_equal(r[0].feedback_key, feedback_key, LINK_KEY_BYTES);
+    assert_memory_equal(r[1].feedback_key, no_key, LINK_KEY_BYTES);
+    assert_memory_equal(r[2].feedback_key, feedback_key, LINK_KEY_BYTES);
+    for (int i = 0; i < 5; i++) {
+        assert_memory_not_equal(keys[i], no_key, LINK_KEY_BYTES);
+        for (int j = 0; j < i; j++)
+            assert_memory_not_equal(keys[i], keys[j], LINK_KEY_BYTES);
+    }
+}
+
+static void cluster_gives_both_ends_of_a_link_a_key_of_its_own(void **state) {
+    (void)state;
+    for (uint32_t token_lag_max = 0; token_lag_max < 2; token_lag_max++) {
+        struct world world;
+        open_world_with(&world, "4,2,2", token_lag_max, NULL);
+        uint32_t indices[3] = {join(&world, "a"), join(&world, "b"), join(&world, "c")};
+        run_epoch(&world, indices, 3, 1);
+        assert_keys_of_epoch(&world, token_lag_max > 0);
+        assert_false(world.recorded[0].encrypts);
+        cluster_close(world.cluster);
+    }
+}
+
+static void cluster_draws_new_keys_in_every_epoch_and_keeps_none(void **state) {
+    (void)state;
+    struct world world;
+    uint8_t former[LINK_KEY_BYTES];
+    open_world_with(&world, "4,2,2", 1, NULL);
+    uint32_t indices[3] = {join(&world, "a"), join(&world, "b"), join(&world, "c")};
+    run_epoch(&world, indices, 3, 1);
+    memcpy(former, world.recorded[1].in_key, sizeof(former));
+    cluster_links_lost(world.cluster, 1, "a test");
+    for (uint32_t id = 0; id <= 4; id++)
+        assert_memory_equal(cluster_link_key(world.cluster, id), no_key, LINK_KEY_BYTES);
+    pass_ms(&world, CLUSTER_RETRY_MS);
+    run_epoch(&world, indices, 3, 2);
+    assert_keys_of_epoch(&world, true);
+    assert_memory_not_equal(world.recorded[1].in_key, former, LINK_KEY_BYTES);
     cluster_close(world.cluster);
 }
 
@@ -428,6 +504,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cluster_runs_when_all_have_loaded_and_connected),
         cmocka_unit_test(cluster_tells_the_last_stage_where_tokens_go_back_to),
+        cmocka_unit_test(cluster_gives_both_ends_of_a_link_a_key_of_its_own),
+        cmocka_unit_test(cluster_draws_new_keys_in_every_epoch_and_keeps_none),
         cmocka_unit_test(cluster_gives_the_layers_of_a_lost_stage_to_a_spare),
         cmocka_unit_test(cluster_ignores_what_is_said_of_another_epoch),
         cmocka_unit_test(cluster_shows_why_a_stage_cannot_load_and_takes_another),

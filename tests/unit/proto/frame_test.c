@@ -201,11 +201,12 @@ static void every_header_field_is_checked(void **state) {
     }
 }
 
-static void reserved_header_bytes_are_zero(void **state) {
+static void header_bytes_of_the_link_are_zero(void **state) {
     (void)state;
     random_state = 3;
     struct frame *frame = random_step(&step_limits, 2);
-    for (size_t i = offsetof(struct frame_header, reserved); i < sizeof(struct frame_header); i++)
+    for (size_t i = offsetof(struct frame_header, payload_tag); i < sizeof(struct frame_header);
+         i++)
         for (int bit = 0; bit < 8; bit++) {
             uint8_t value = (uint8_t)(1 << bit);
             assert_int_equal(parse_with(frame, &step_limits, i, &value, 1), STATUS_INVALID);
@@ -452,7 +453,7 @@ int main(void) {
         cmocka_unit_test(format_places_the_tables_as_documented),
         cmocka_unit_test(format_refuses_what_is_larger_than_the_frame),
         cmocka_unit_test(every_header_field_is_checked),
-        cmocka_unit_test(reserved_header_bytes_are_zero),
+        cmocka_unit_test(header_bytes_of_the_link_are_zero),
         cmocka_unit_test(pairs_of_header_counts_never_pass_by_overflow),
         cmocka_unit_test(payload_size_that_wraps_around_is_refused),
         cmocka_unit_test(frame_cut_or_extended_is_refused_at_every_length),

@@ -183,12 +183,23 @@ static const char *address_of(const struct world *w, uint32_t index) {
     return index == w->stage_count ? w->address : worker_data_address(w->stages[index].worker);
 }
 
+// A key for each link and epoch, the same at both ends. Every other epoch encrypts.
+static void set_keys(struct io_ring_position *position) {
+    position->encrypts = position->epoch % 2 == 0;
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        memset(position->ins[i].key, (int)(position->ins[i].link_id + position->epoch * 16),
+               LINK_KEY_BYTES);
+        memset(position->outs[i].key, (int)(position->outs[i].link_id + position->epoch * 16),
+               LINK_KEY_BYTES);
+    }
+}
+
 static void start_stage(struct world *w, uint32_t index, uint64_t epoch, uint32_t token_lag_max) {
     struct assignment a = assignment_of(w, index, epoch, token_lag_max);
     struct io_ring_position position = {
         .epoch = epoch,
         .in_count = 1,
-        .in_link_ids = {index, w->stage_count + 1},
+        .ins = {{.link_id = index}, {.link_id = w->stage_count + 1}},
         .out_count = 1,
         .outs = {{.link_id = index + 1}, {.link_id = w->stage_count + 1}}};
     if (w->stage_count > 1 && assignment_takes_tokens(&a)) position.in_count = 2;
@@ -197,6 +208,7 @@ static void start_stage(struct world *w, uint32_t index, uint64_t epoch, uint32_
              address_of(w, index + 1));
     snprintf(position.outs[1].address, sizeof(position.outs[1].address), "%.200s",
              address_of(w, 0));
+    set_keys(&position);
     order(&w->stages[index], WORKER_START, &position, sizeof(position));
 }
 
@@ -213,12 +225,13 @@ static void begin_epoch(struct world *w, uint64_t epoch, uint32_t token_lag_max)
     struct frame_limits limits = limits_of(w, epoch);
     struct io_ring_position position = {.epoch = epoch,
                                         .in_count = 1,
-                                        .in_link_ids = {w->stage_count},
+                                        .ins = {{.link_id = w->stage_count}},
                                         .out_count = 1,
                                         .credit_count = CREDIT_COUNT,
                                         .frame_bytes_max = frame_capacity_bytes(&limits)};
     snprintf(position.outs[0].address, sizeof(position.outs[0].address), "%.200s",
              address_of(w, 0));
+    set_keys(&position);
     assert_true(io_connect(w->io, &position));
     for (uint32_t i = 0; i < w->stage_count; i++)
         start_stage(w, i, epoch, token_lag_max);

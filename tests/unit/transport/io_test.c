@@ -62,16 +62,28 @@ static void ring_world_close(struct ring_world *world) {
     local_hub_close(world->hub);
 }
 
+// A key for each link and epoch, the same at both ends. Every other epoch encrypts.
+static void set_keys(struct io_ring_position *position) {
+    position->encrypts = position->epoch % 2 == 0;
+    for (uint32_t i = 0; i < IO_LINK_COUNT_MAX; i++) {
+        memset(position->ins[i].key, (int)(position->ins[i].link_id + position->epoch * 16),
+               LINK_KEY_BYTES);
+        memset(position->outs[i].key, (int)(position->outs[i].link_id + position->epoch * 16),
+               LINK_KEY_BYTES);
+    }
+}
+
 static void node_connect(struct ring_world *world, int node, uint64_t epoch) {
     struct io_ring_position position = {.epoch = epoch,
                                         .in_count = 1,
                                         .out_count = 1,
-                                        .in_link_ids = {(uint32_t)((node + 2) % NODE_COUNT)},
+                                        .ins = {{.link_id = (uint32_t)((node + 2) % NODE_COUNT)}},
                                         .outs = {{.link_id = (uint32_t)node}},
                                         .credit_count = 4,
                                         .frame_bytes_max = PAYLOAD_BYTES + 128};
     snprintf(position.outs[0].address, sizeof(position.outs[0].address), "%.200s",
              world->nodes[(node + 1) % NODE_COUNT].address);
+    set_keys(&position);
     assert_true(io_connect(world->nodes[node].io, &position));
 }
 
@@ -118,6 +130,8 @@ static struct frame *make_frame(uint64_t epoch, uint64_t step, size_t payload_by
     header->version = FRAME_VERSION;
     header->epoch = epoch;
     header->step = step;
+    header->payload_offset = sizeof(*header);
+    header->payload_bytes = payload_bytes;
     memset(frame->data + sizeof(*header), (int)(step & 0xff), payload_bytes);
     frame->size_bytes = sizeof(*header) + payload_bytes;
     return frame;
@@ -257,17 +271,19 @@ enum { COORDINATOR, FIRST, LAST, TO_COORDINATOR = 0, TO_FIRST = 1, FROM_LAST = 1
 
 static void triangle_connect_node(struct ring_world *world, int node, uint64_t epoch,
                                   bool has_feedback) {
-    struct io_ring_position position = {.epoch = epoch,
-                                        .in_count = node == FIRST ? 2 : 1,
-                                        .out_count = node == LAST && has_feedback ? 2 : 1,
-                                        .in_link_ids = {(uint32_t)(node + 2) % NODE_COUNT, 3},
-                                        .outs = {{.link_id = (uint32_t)node}, {.link_id = 3}},
-                                        .credit_count = 4,
-                                        .frame_bytes_max = PAYLOAD_BYTES + 128};
+    struct io_ring_position position = {
+        .epoch = epoch,
+        .in_count = node == FIRST ? 2 : 1,
+        .out_count = node == LAST && has_feedback ? 2 : 1,
+        .ins = {{.link_id = (uint32_t)(node + 2) % NODE_COUNT}, {.link_id = 3}},
+        .outs = {{.link_id = (uint32_t)node}, {.link_id = 3}},
+        .credit_count = 4,
+        .frame_bytes_max = PAYLOAD_BYTES + 128};
     snprintf(position.outs[0].address, sizeof(position.outs[0].address), "%.200s",
              world->nodes[(node + 1) % NODE_COUNT].address);
     snprintf(position.outs[1].address, sizeof(position.outs[1].address), "%.200s",
              world->nodes[FIRST].address);
+    set_keys(&position);
     assert_true(io_connect(world->nodes[node].io, &position));
 }
 

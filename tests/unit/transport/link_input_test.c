@@ -1,27 +1,5 @@
 // What peers may send that they should not: over TCP to a port of link_ucx, and to the parsers.
-#include "link_world.h"
-
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include "proto/link_wire.h"
-#include "transport/link_address.h"
-
-static int raw_connect(const char *address) {
-    char host[64];
-    uint16_t port_number;
-    assert_int_equal(link_address_split(address, host, sizeof(host), &port_number, NULL),
-                     STATUS_OK);
-    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(port_number)};
-    assert_int_equal(inet_pton(AF_INET, host, &in.sin_addr), 1);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(fd >= 0);
-    assert_int_equal(connect(fd, (struct sockaddr *)&in, sizeof(in)), 0);
-    return fd;
-}
+#include "link_raw.h"
 
 static void ucx_port_survives_garbage_bytes(void **state) {
     (void)state;
@@ -57,102 +35,147 @@ static void ucx_port_survives_garbage_bytes(void **state) {
     frame_close(frame);
 }
 
-// What a test sends after the hello is accepted goes to a receiver that believes in it.
-static union link_message hello_of(const struct link_config *config) {
-    union link_message message = link_message_make(LINK_HELLO);
-    message.hello.epoch = config->epoch;
-    message.hello.link_id = config->link_id;
-    message.hello.credit_count = config->credit_count;
-    message.hello.frame_bytes_max = config->frame_bytes_max;
-    return message;
-}
-
-static void raw_send(int fd, const void *data, size_t bytes) {
-    assert_int_equal(send(fd, data, bytes, MSG_NOSIGNAL), bytes);
-}
-
-// Whether the port has closed the connection; whatever it said before is dropped.
-static bool raw_is_closed(struct world *world, int fd, uint64_t limit_ms) {
-    uint8_t text[8192];
-    struct clock real = clock_system();
-    uint64_t end_ms = clock_now_ms(&real) + limit_ms;
-    while (clock_now_ms(&real) < end_ms) {
-        world_run(world, 1);
-        ssize_t got = recv(fd, text, sizeof(text), MSG_DONTWAIT);
-        if (got == 0 || (got < 0 && errno != EAGAIN)) return true;
-    }
-    return false;
-}
-
-static void ucx_port_ends_a_connection_that_speaks_out_of_turn(void **state) {
+// Eight bytes of it are enough: nothing more of a stranger is waited for.
+static void ucx_port_ends_a_connection_that_does_not_begin_with_hello(void **state) {
     (void)state;
-    static const enum link_message_kind kinds[] = {LINK_ACCEPT, LINK_REFUSE, LINK_CREDIT,
-                                                   LINK_PING,   LINK_BYE,    LINK_WORKER};
+    static const enum link_message_kind kinds[] = {
+        LINK_ACCEPT, LINK_REFUSE, LINK_CREDIT, LINK_PING, LINK_BYE, LINK_WORKER, LINK_CHALLENGE};
+    enum { KIND_COUNT = sizeof(kinds) / sizeof(*kinds) };
     struct world world;
     struct end receiver, sender;
     world_open(&world, true);
     struct link_config config = world_config(4, 4096);
     world_link(&world, &config, &receiver, &sender);
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
-        union link_message message = link_message_make(kinds[i]);
-        uint8_t worker[sizeof(struct link_worker) + 64] = {0};
-        size_t bytes = link_message_bytes((uint16_t)kinds[i]);
-        if (kinds[i] == LINK_ACCEPT) message.accept.credit_count = 1;
-        memcpy(worker, &message, bytes);
-        if (kinds[i] == LINK_WORKER) {
-            struct link_worker head = link_worker_make(1, 13, worker, 64);
-            memcpy(worker, &head, sizeof(head));
-            bytes = sizeof(worker);
+    for (size_t i = 0; i < 2 * KIND_COUNT; i++) {
+        enum link_message_kind kind = kinds[i / 2];
+        union link_message message = link_message_make(kind);
+        uint8_t bytes[sizeof(struct link_worker) + 64] = {0};
+        size_t size_bytes = link_message_bytes((uint16_t)kind);
+        if (kind == LINK_ACCEPT) message.accept.credit_count = 1;
+        memcpy(bytes, &message, sizeof(message.head));
+        if (kind == LINK_WORKER) {
+            struct link_worker worker = link_worker_make(1, 13, 64);
+            memcpy(bytes, &worker, sizeof(worker));
+            size_bytes = sizeof(bytes);
         }
         int fd = raw_connect(port_address(world.ports[0]));
-        raw_send(fd, worker, bytes);
-        if (!raw_is_closed(&world, fd, 1000)) fail_msg("kind %d", kinds[i]);
+        raw_send(fd, bytes, i % 2 == 0 ? sizeof(message.head) : size_bytes);
+        if (!raw_is_closed(&world, fd, 1000)) fail_msg("kind %d", kind);
         close(fd);
     }
-    assert_int_equal(link_stats(receiver.link).refused_count, 6);
+    assert_int_equal(link_stats(receiver.link).refused_count, 2 * KIND_COUNT);
     assert_int_equal(receiver.lost_count + sender.lost_count, 0);
     world_close(&world);
 }
 
+enum { ADDRESS_BYTES = 72 };
+
+struct worker_message {
+    struct link_worker worker;
+    uint8_t address[ADDRESS_BYTES];
+};
+
+static struct worker_message worker_of(struct raw_peer *peer, uint16_t major) {
+    struct worker_message message = {.worker = link_worker_make(major, 13, ADDRESS_BYTES)};
+    memset(message.address, 0x77, sizeof(message.address));
+    message.worker.sequence = ++peer->sequence;
+    link_mac_make(peer->session.to_receiver_key, &message, offsetof(struct link_worker, mac),
+                  message.address, sizeof(message.address), message.worker.mac);
+    return message;
+}
+
+enum out_of_turn {
+    HELLO_AGAIN,
+    ACCEPT_BACK,
+    CHALLENGE_BACK,
+    CREDIT_FORGED,
+    PING_WITHOUT_MAC,
+    PING_OF_THE_OTHER_WAY,
+    BYE_WITH_A_PINGS_MAC,
+    PING_AGAIN,
+    WORKER_WITHOUT_MAC,
+    WORKER_CHANGED,
+    WORKER_OF_ANOTHER_UCX,
+    WORKER_EMPTY,
+    NO_MESSAGE,
+    OUT_OF_TURN_COUNT
+};
+
+// Of the peer whose hello was accepted; how many bytes.
+static size_t make_out_of_turn(enum out_of_turn what, struct raw_peer *peer,
+                               const struct link_config *config, uint8_t *out) {
+    struct link_challenge challenge = {0};
+    struct link_hello hello = raw_hello(config, &challenge);
+    union link_message message = link_message_make(LINK_ACCEPT);
+    struct link_sign ping = raw_sign(peer, LINK_PING);
+    struct worker_message worker = worker_of(peer, what == WORKER_OF_ANOTHER_UCX ? 9 : 1);
+    switch (what) {
+    case HELLO_AGAIN:
+        memcpy(out, &hello, sizeof(hello));
+        return sizeof(hello);
+    case ACCEPT_BACK:
+    case CHALLENGE_BACK:
+    case CREDIT_FORGED:
+        if (what == CHALLENGE_BACK) message = link_message_make(LINK_CHALLENGE);
+        if (what == CREDIT_FORGED) message = link_message_make(LINK_CREDIT);
+        if (what == ACCEPT_BACK) message.accept.credit_count = 1;
+        memcpy(out, &message, sizeof(message));
+        return link_message_bytes(message.head.kind);
+    case PING_WITHOUT_MAC:
+        memset(ping.mac, 0, sizeof(ping.mac));
+        break;
+    case PING_OF_THE_OTHER_WAY:
+        link_mac_make(peer->session.to_sender_key, &ping, offsetof(struct link_sign, mac), NULL, 0,
+                      ping.mac);
+        break;
+    case BYE_WITH_A_PINGS_MAC:
+        ping.head.kind = LINK_BYE;
+        break;
+    case PING_AGAIN:
+        memcpy(out, &ping, sizeof(ping));
+        memcpy(out + sizeof(ping), &ping, sizeof(ping));
+        return 2 * sizeof(ping);
+    case WORKER_WITHOUT_MAC:
+    case WORKER_CHANGED:
+    case WORKER_OF_ANOTHER_UCX:
+    case WORKER_EMPTY:
+        if (what == WORKER_WITHOUT_MAC) memset(worker.worker.mac, 0, sizeof(worker.worker.mac));
+        if (what == WORKER_CHANGED) worker.address[ADDRESS_BYTES - 1] ^= 1;
+        if (what == WORKER_EMPTY) worker.worker.address_bytes = 0;
+        memcpy(out, &worker, sizeof(worker));
+        return sizeof(worker);
+    case NO_MESSAGE:
+    case OUT_OF_TURN_COUNT:
+        memset(out, 'x', 100);
+        return 100;
+    }
+    memcpy(out, &ping, sizeof(ping));
+    return sizeof(ping);
+}
+
 static void ucx_link_ends_on_a_message_out_of_turn_and_no_other_does(void **state) {
     (void)state;
-    // After its hello was accepted: again a hello, an accept, a credit, a worker with a damaged
-    // address, one of another UCX, one without an address, and bytes that are no message.
-    for (int what = 0; what < 7; what++) {
+    for (enum out_of_turn what = 0; what < OUT_OF_TURN_COUNT; what++) {
         struct world world;
         struct end receiver, sender, victim;
+        uint8_t bytes[512];
         world_open(&world, true);
         struct link_config config = world_config(4, 4096), other = config;
         other.link_id = 9;
+        other.key[0] = 9;
         world_link(&world, &config, &receiver, &sender);
         world_expect(world.ports[0], &other, &victim);
-        int fd = raw_connect(port_address(world.ports[0]));
-        union link_message message = hello_of(&other);
-        raw_send(fd, &message, sizeof(message.hello));
-        assert_true(world_until(&world, &victim.up_count, 1, 1000));
-        size_t bytes = sizeof(message.hello);
-        if (what == 1) message = link_message_make(LINK_ACCEPT);
-        if (what == 1) message.accept.credit_count = 1;
-        if (what == 1) bytes = sizeof(message.accept);
-        if (what == 2) message = link_message_make(LINK_CREDIT);
-        if (what == 2) bytes = sizeof(message.credit);
-        if (what >= 3 && what <= 5) {
-            const uint8_t *address = (const uint8_t *)&message + sizeof(struct link_worker);
-            struct link_worker worker = link_worker_make(what == 4 ? 9 : 1, 13, address, 72);
-            if (what == 3) worker.checksum++;
-            if (what == 5) worker.address_bytes = 0;
-            memcpy(&message, &worker, sizeof(worker));
-        }
-        if (what == 6) memset(&message, 'x', sizeof(message));
-        raw_send(fd, &message, bytes);
-        assert_true(world_until(&world, &victim.lost_count, 1, 1000));
-        assert_true(raw_is_closed(&world, fd, 1000));
-        if (what != 4)
+        struct raw_peer peer = raw_join(&world, port_address(world.ports[0]), &other);
+        assert_int_equal(victim.up_count, 1);
+        raw_send(peer.fd, bytes, make_out_of_turn(what, &peer, &other, bytes));
+        if (!world_until(&world, &victim.lost_count, 1, 1000)) fail_msg("case %d", (int)what);
+        assert_true(raw_is_closed(&world, peer.fd, 1000));
+        if (what != WORKER_OF_ANOTHER_UCX)
             assert_true(link_stats(victim.link).refused_count > 0);
         else
             assert_non_null(strstr(victim.error.text, "the peer has UCX 9.13"));
         assert_int_equal(receiver.lost_count + sender.lost_count, 0);
-        close(fd);
+        close(peer.fd);
         world_close(&world);
     }
 }
@@ -161,15 +184,16 @@ static void ucx_port_tells_another_version_that_it_is_refused(void **state) {
     (void)state;
     struct world world;
     struct end receiver;
+    union link_message answer = {0};
     world_open(&world, true);
     struct link_config config = world_config(4, 4096);
     world_expect(world_add_port(&world), &config, &receiver);
     int fd = raw_connect(port_address(world.ports[0]));
-    union link_message message = hello_of(&config), answer = {0};
-    message.head.version = LINK_WIRE_VERSION + 1;
-    raw_send(fd, &message, sizeof(message.hello) - 8); // even of another size
-    world_run(&world, 100);
-    assert_int_equal(recv(fd, &answer, sizeof(answer), MSG_DONTWAIT), sizeof(answer.refuse));
+    struct link_challenge challenge = raw_challenge(&world, fd);
+    struct link_hello hello = raw_hello(&config, &challenge);
+    hello.head.version = LINK_WIRE_VERSION + 1;
+    raw_send(fd, &hello, sizeof(hello) - 8); // even of another size
+    raw_receive(&world, fd, &answer, sizeof(answer.refuse));
     assert_int_equal(answer.refuse.reason, LINK_REFUSED_VERSION);
     assert_int_equal(answer.head.version, LINK_WIRE_VERSION);
     assert_int_equal(receiver.up_count, 0);
@@ -185,10 +209,11 @@ static void ucx_port_takes_a_hello_byte_by_byte(void **state) {
     struct link_config config = world_config(4, 4096);
     world_expect(world_add_port(&world), &config, &receiver);
     int fd = raw_connect(port_address(world.ports[0]));
-    union link_message message = hello_of(&config);
-    for (size_t i = 0; i < sizeof(message.hello); i++) {
+    struct link_challenge challenge = raw_challenge(&world, fd);
+    struct link_hello hello = raw_hello(&config, &challenge);
+    for (size_t i = 0; i < sizeof(hello); i++) {
         assert_int_equal(receiver.up_count, 0);
-        raw_send(fd, (const uint8_t *)&message + i, 1);
+        raw_send(fd, (const uint8_t *)&hello + i, 1);
         world_run(&world, 2);
     }
     assert_true(world_until(&world, &receiver.up_count, 1, 1000));
@@ -227,9 +252,13 @@ static void ucx_link_comes_up_among_idle_peers(void **state) {
     }
     struct link_config config = world_config(4, 4096);
     world_link(&world, &config, &receiver, &sender);
-    int open_count = 0;
-    for (int i = 0; i < IDLE_COUNT; i++)
-        open_count += !raw_is_closed(&world, fds[i], 3);
+    // The last of them may be taken in later, for which others have to go.
+    int open_count = IDLE_COUNT;
+    for (int round = 0; round < 10 && open_count > LINK_PENDING_COUNT_MAX; round++) {
+        open_count = 0;
+        for (int i = 0; i < IDLE_COUNT; i++)
+            open_count += !raw_is_closed(&world, fds[i], 3);
+    }
     assert_in_range(open_count, 1, LINK_PENDING_COUNT_MAX);
     for (int i = 0; i < IDLE_COUNT; i++)
         close(fds[i]);
@@ -240,8 +269,8 @@ static void ucx_link_comes_up_among_idle_peers(void **state) {
 
 static void link_messages_are_refused_unless_to_the_letter(void **state) {
     (void)state;
-    static const enum link_message_kind kinds[] = {LINK_HELLO,  LINK_ACCEPT, LINK_REFUSE,
-                                                   LINK_CREDIT, LINK_PING,   LINK_BYE};
+    static const enum link_message_kind kinds[] = {
+        LINK_HELLO, LINK_ACCEPT, LINK_REFUSE, LINK_CREDIT, LINK_PING, LINK_BYE, LINK_CHALLENGE};
     for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
         union link_message message = link_message_make(kinds[i]), out;
         if (kinds[i] == LINK_HELLO) message.hello.credit_count = 1;
@@ -255,7 +284,7 @@ static void link_messages_are_refused_unless_to_the_letter(void **state) {
         message.head.magic++;
         assert_int_equal(link_message_parse(&message, bytes, &out), STATUS_INVALID);
         message.head.magic--;
-        message.head.kind = LINK_FRAME;
+        message.head.kind = LINK_WORKER;
         assert_int_equal(link_message_parse(&message, bytes, &out), STATUS_INVALID);
         message.head.kind = 0;
         assert_int_equal(link_message_parse(&message, bytes, &out), STATUS_INVALID);
@@ -270,10 +299,14 @@ static void link_messages_are_refused_unless_to_the_letter(void **state) {
     hello.hello.frame_bytes_max = (uint64_t)FRAME_BYTES_MAX + 1;
     assert_int_equal(link_message_parse(&hello, sizeof(hello.hello), &out), STATUS_INVALID);
     hello.hello.frame_bytes_max = 1;
-    hello.hello.mac[31] = 1;
+    hello.hello.flags = 2;
     assert_int_equal(link_message_parse(&hello, sizeof(hello.hello), &out), STATUS_INVALID);
-    hello.hello.mac[31] = 0;
-    hello.head.version = 2;
+    hello.hello.flags = LINK_ENCRYPTS;
+    assert_int_equal(link_message_parse(&hello, sizeof(hello.hello), &out), STATUS_OK);
+    hello.hello.reserved = 1;
+    assert_int_equal(link_message_parse(&hello, sizeof(hello.hello), &out), STATUS_INVALID);
+    hello.hello.reserved = 0;
+    hello.head.version = LINK_WIRE_VERSION + 1;
     assert_int_equal(link_message_parse(&hello, sizeof(hello.hello), &out), STATUS_UNSUPPORTED);
 }
 
@@ -299,7 +332,7 @@ static void link_addresses_are_split_and_joined(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(ucx_port_survives_garbage_bytes),
-    cmocka_unit_test(ucx_port_ends_a_connection_that_speaks_out_of_turn),
+    cmocka_unit_test(ucx_port_ends_a_connection_that_does_not_begin_with_hello),
     cmocka_unit_test(ucx_link_ends_on_a_message_out_of_turn_and_no_other_does),
     cmocka_unit_test(ucx_port_tells_another_version_that_it_is_refused),
     cmocka_unit_test(ucx_port_takes_a_hello_byte_by_byte),

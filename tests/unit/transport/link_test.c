@@ -76,13 +76,26 @@ static void check_refused(void **state, struct link_config expected, struct link
 static void link_refuses_another_epoch(void **state) {
     struct link_config expected = world_config(4, 4096), wanted = expected;
     wanted.epoch = 6;
-    check_refused(state, expected, wanted, "another epoch", false);
+    check_refused(state, expected, wanted, "does not expect this link, of this epoch", false);
 }
 
 static void link_refuses_another_link_id(void **state) {
     struct link_config expected = world_config(4, 4096), wanted = expected;
     wanted.link_id = 3;
     check_refused(state, expected, wanted, "does not expect this link", false);
+}
+
+static void link_refuses_another_key(void **state) {
+    struct link_config expected = world_config(4, 4096), wanted = expected;
+    wanted.key[31] ^= 1;
+    check_refused(state, expected, wanted, "does not expect this link, of this epoch", false);
+}
+
+static void link_refuses_a_sender_that_encrypts_when_it_does_not(void **state) {
+    struct link_config expected = world_config(4, 4096), wanted = expected;
+    wanted.encrypts = true;
+    check_refused(state, expected, wanted, "one end encrypts and the other does not", true);
+    check_refused(state, wanted, expected, "one end encrypts and the other does not", true);
 }
 
 static void link_refuses_larger_frames_than_it_holds(void **state) {
@@ -508,6 +521,8 @@ static const struct CMUnitTest tests[] = {
     OVER_BOTH(link_waits_for_a_late_expect),
     OVER_BOTH(link_refuses_another_epoch),
     OVER_BOTH(link_refuses_another_link_id),
+    OVER_BOTH(link_refuses_another_key),
+    OVER_BOTH(link_refuses_a_sender_that_encrypts_when_it_does_not),
     OVER_BOTH(link_refuses_larger_frames_than_it_holds),
     OVER_BOTH(link_refuses_a_second_sender),
     OVER_BOTH(link_gives_up_when_no_sender_comes),

@@ -149,8 +149,13 @@ static inline void world_push(struct world *world, uint64_t total_ms) {
 }
 
 static inline struct link_config world_config(uint32_t credit_count, size_t frame_bytes_max) {
-    return (struct link_config){
-        .epoch = 7, .link_id = 2, .credit_count = credit_count, .frame_bytes_max = frame_bytes_max};
+    struct link_config config = {.epoch = 7,
+                                 .link_id = 2,
+                                 .credit_count = credit_count,
+                                 .frame_bytes_max = frame_bytes_max,
+                                 .has_key = true};
+    memset(config.key, 0x5a, sizeof(config.key));
+    return config;
 }
 
 static inline void world_expect(struct port *port, const struct link_config *config,
@@ -203,6 +208,8 @@ static inline void world_fill(struct frame *frame, uint64_t step, size_t payload
     header->kind = FRAME_STEP;
     header->epoch = 7;
     header->step = step;
+    header->payload_offset = sizeof(*header);
+    header->payload_bytes = payload_bytes;
     frame->size_bytes = sizeof(*header) + payload_bytes;
     assert_true(frame->size_bytes <= frame->capacity_bytes);
     memcpy(frame->data + sizeof(*header), world_text() + step * 64 % (TEXT_BYTES / 2),
