@@ -2,13 +2,14 @@
 
 import contextlib
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 import grpc  # noqa: E402
 
-from processes import BUILD, PATIENCE, Process, run, wait_until  # noqa: E402, F401
+from processes import BUILD, PATIENCE, SANITIZER, Process, run, wait_until  # noqa: E402, F401
 from schema import Schema  # noqa: E402
 
 PROGRAMS = BUILD / "tests" / "interop"
@@ -25,6 +26,15 @@ InputResponse = schema.message("grpc.testing.StreamingInputCallResponse")
 OutputRequest = schema.message("grpc.testing.StreamingOutputCallRequest")
 OutputResponse = schema.message("grpc.testing.StreamingOutputCallResponse")
 ReadRequest = schema.message("stagecoach.interop.ReadRequest")
+
+
+def resident_bytes(pid):
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", text).group(1)) * 1024
+
+
+def open_file_count(pid):
+    return len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def dial(address, *options):
