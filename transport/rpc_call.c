@@ -83,17 +83,35 @@ static void tell_server(struct rpc_call *call) {
         tell_owner(call, RPC_OK, "");
 }
 
+// gRPC gives a call the server's OK also when messages are missing: those of a call that is
+// cancelled or runs out of time while the OK is here already are dropped, and what broke off inside
+// a message counts as no message. Such an end is none to rely on: *text_out says why.
+static enum rpc_code check_good_end(struct rpc_call *call, const char **text_out) {
+    pthread_mutex_lock(&call->mutex);
+    bool was_cancelled = call->ended;
+    pthread_mutex_unlock(&call->mutex);
+    *text_out = "cancelled";
+    if (was_cancelled) return RPC_CANCELLED;
+    *text_out = "the deadline passed";
+    if (gpr_time_cmp(call->deadline, gpr_now(GPR_CLOCK_MONOTONIC)) <= 0)
+        return RPC_DEADLINE_EXCEEDED;
+    *text_out = "the server gave no answer";
+    if (!call->receives_many && call->received_count == 0) return RPC_INTERNAL;
+    return RPC_OK;
+}
+
 static void tell_client(struct rpc_call *call) {
     struct error message;
     (void)error_set(&message, STATUS_OK, "%.*s", (int)GRPC_SLICE_LENGTH(call->status_details),
                     (const char *)GRPC_SLICE_START_PTR(call->status_details));
     bool is_known = call->status <= GRPC_STATUS_UNAUTHENTICATED;
     enum rpc_code code = is_known ? (enum rpc_code)call->status : RPC_UNKNOWN;
-    // gRPC takes also what broke off inside a message for a good end.
-    if (code == RPC_OK && !call->receives_many && call->received_count == 0)
-        tell_owner(call, RPC_INTERNAL, "the server gave no answer");
-    else
-        tell_owner(call, code, message.text);
+    const char *text = message.text, *doubt;
+    if (code == RPC_OK) {
+        code = check_good_end(call, &doubt);
+        if (code != RPC_OK) text = doubt;
+    }
+    tell_owner(call, code, text);
 }
 
 // All tags are back: tells the owner and frees the gRPC call.
