@@ -209,6 +209,9 @@ enum {
     // A connection without traffic is probed after this long, and cut this long after that.
     RPC_KEEPALIVE_MS = 1000,
     RPC_KEEPALIVE_TIMEOUT_MS = 1000,
+    // A server is more patient: programs of every kind are clients, some of which stand still for
+    // seconds at times. Stages send heartbeats besides.
+    RPC_KEEPALIVE_CLIENT_TIMEOUT_MS = 10000,
     // A peer that probes faster than this, again and again, is cut by the server.
     RPC_KEEPALIVE_INTERVAL_MIN_MS = 500,
     // A connection attempt is given up after this long; calls that wait for it fail.

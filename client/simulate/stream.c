@@ -185,7 +185,7 @@ static void end_hold(void *ctx, void *subject, uint64_t tag) {
 
 void stream_hold(struct world *world, struct stream *stream, uint64_t until_ns) {
     if (stream->held_until_ns < until_ns) stream->held_until_ns = until_ns;
-    // The keepalive of both ends gives up by then.
+    // The keepalive of the stage gives up by then.
     uint64_t keepalive_ms = RPC_KEEPALIVE_MS + RPC_KEEPALIVE_TIMEOUT_MS;
     world_put(world, keepalive_ms * 1000000, NULL, end_hold, stream, 0);
 }

@@ -5,7 +5,6 @@ those of cloud accounts and of HTTP caches. Compressed messages are refused on p
 with compression check how.
 """
 
-import concurrent.futures
 import itertools
 import queue
 import threading
@@ -388,16 +387,14 @@ class ManyTest(CaseTest):
     def test_thousand_parallel_streams(self):
         """All open at once on one connection; each then answers in turn, and all end well."""
         feeds = [Requests() for _ in range(STREAM_COUNT)]
-        with concurrent.futures.ThreadPoolExecutor(STREAM_COUNT) as pool:
-            calls = [self.stub.FullDuplexCall(iter(feed), timeout=120 * PATIENCE) for feed in feeds]
-            results = [pool.submit(sizes_of, call) for call in calls]
-            wait_until(lambda: self.open_count() == STREAM_COUNT, 60, "all streams are open")
-            for index, feed in enumerate(feeds):
-                feed.send(output_request(index, 2 * index))
-            for feed in feeds:
-                feed.end()
-            for index, result in enumerate(results):
-                self.assertEqual(result.result(), [index, 2 * index])
+        calls = [self.stub.FullDuplexCall(iter(feed), timeout=120 * PATIENCE) for feed in feeds]
+        wait_until(lambda: self.open_count() == STREAM_COUNT, 60, "all streams are open")
+        for index, feed in enumerate(feeds):
+            feed.send(output_request(index, 2 * index))
+        for feed in feeds:
+            feed.end()
+        for index, call in enumerate(calls):
+            self.assertEqual(sizes_of(call), [index, 2 * index])
 
     def open_count(self):
         reading = self.server.read()
