@@ -195,6 +195,26 @@ enum {
     RPC_METHOD_COUNT_MAX = 64,
     // Metadata entries that one side may add to a call: adding more fails.
     RPC_METADATA_COUNT_MAX = 32,
+    // Used where struct rpc_config has a zero: connections of a server, of which one more is closed
+    // at
+    // once, and how long one without calls is kept before the client is told to go.
+    RPC_CONNECTION_COUNT_DEFAULT = 4096,
+    RPC_IDLE_MS_DEFAULT = 300000,
+    // Descriptors of the process that connections may not use up.
+    RPC_DESCRIPTOR_COUNT_SPARE = 128,
+    // Servers of a process: rpc_serve fails beyond it.
+    RPC_ACCEPT_SERVER_COUNT_MAX = 16,
+    // A request of a method that takes next to nothing.
+    RPC_QUERY_BYTES_MAX = 4 << 10,
+    // Connections that are refused in one go before other work is seen to.
+    RPC_ACCEPT_COUNT_MAX = 256,
+    // How often, at the limit, it is looked whether connections have gone, and how often refusals
+    // are logged.
+    RPC_ACCEPT_SWEEP_MS = 20,
+    RPC_ACCEPT_REPORT_MS = 10000,
+    // Metadata of one call in one direction, names and 32 bytes an entry included; more ends the
+    // call with RESOURCE_EXHAUSTED, and gRPC also closes the connection that it came on.
+    RPC_METADATA_BYTES_MAX = 16 << 10,
     // New calls that a server can be given before it asks for more; others wait in gRPC.
     RPC_ACCEPT_COUNT = 32,
     // What gRPC may hold for all connections of a server: this, and so many of the largest
@@ -219,7 +239,7 @@ enum {
     // Pause between connection attempts: from the first, growing, to the second.
     RPC_RECONNECT_FIRST_MS = 100,
     RPC_RECONNECT_LAST_MS = 1000,
-    // A connection to a server that has not finished its TLS handshake by then is cut.
+    // A connection to a server that has not finished its TLS and HTTP/2 handshakes by then is cut.
     RPC_HANDSHAKE_MS = 10000,
 };
 

@@ -289,7 +289,10 @@ static void open_vllm(struct coordinator *c) {
 }
 
 static enum status open_rpc(struct coordinator *c, struct error *error) {
-    struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2, .access = c->access};
+    struct rpc_config config = {.call_count_max = REQUEST_COUNT_MAX * 2,
+                                .access = c->access,
+                                .connection_count_max = (uint32_t)c->settings->connection_count_max,
+                                .idle_ms = (uint32_t)(c->settings->idle_seconds * 1e3)};
     enum status status = rpc_open(&config, &c->rpc);
     if (status != STATUS_OK) return error_set(error, status, "cannot start the rpc thread");
     c->frontend.rules = (struct request_rules){

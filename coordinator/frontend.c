@@ -231,6 +231,9 @@ enum status frontend_serve(struct frontend *frontend, struct rpc *rpc, struct er
                              sizeof(admin_methods) / sizeof(admin_methods[0]), frontend,
                              RPC_ROLE_OPERATOR, error);
     if (status != STATUS_OK) return status;
+    rpc_limit_messages(rpc, &stagecoach__v1__inference__descriptor, "GetModel",
+                       RPC_QUERY_BYTES_MAX);
+    rpc_limit_messages(rpc, &stagecoach__v1__admin__descriptor, NULL, RPC_QUERY_BYTES_MAX);
     return rpc_add_service(rpc, &stagecoach__v1__control__descriptor, control_methods,
                            sizeof(control_methods) / sizeof(control_methods[0]), frontend,
                            RPC_ROLE_STAGE, error);

@@ -67,6 +67,8 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .waiting_count_max = 1024,
         .absent_seconds = 60,
         .unread_seconds = 60,
+        .idle_seconds = 300,
+        .connection_count_max = RPC_CONNECTION_COUNT_DEFAULT,
         .drain_seconds = 30,
     };
     struct words words = {
@@ -143,6 +145,11 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         {"max-waiting", OPTION_COUNT, &s.waiting_count_max, "N",
          "answers that may wait; when as many do, requests are refused (default 1024)", 1,
          REQUEST_COUNT_MAX},
+        {"connections", OPTION_COUNT, &s.connection_count_max, "N",
+         "connections of clients and stages at once; one more is closed at once (default 4096)", 1,
+         1 << 20},
+        {"idle-seconds", OPTION_NUMBER, &s.idle_seconds, "S",
+         "after how long without a call a connection is closed (default 300)", 1, 86400},
         {"absent-seconds", OPTION_NUMBER, &s.absent_seconds, "S",
          "how long requests wait for missing stages (default 60)", 0, 86400},
         {"unread-seconds", OPTION_NUMBER, &s.unread_seconds, "S",

@@ -37,6 +37,8 @@ struct settings {
     uint64_t waiting_count_max;
     double absent_seconds;
     double unread_seconds;
+    double idle_seconds; // of a connection
+    uint64_t connection_count_max;
     double drain_seconds;
     enum dtype activation_dtype;
     enum dtype kv_dtype;

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "proto/descriptors.h"
+#include "transport/rpc_accept.h"
 #include "transport/rpc_internal.h"
 
 static const char *const code_names[] = {
@@ -120,6 +121,10 @@ static struct rpc_config with_defaults(const struct rpc_config *config) {
         result.descriptor_set = descriptors_begin;
         result.descriptor_set_bytes = descriptors_size_bytes();
     }
+    if (result.connection_count_max == 0)
+        result.connection_count_max = RPC_CONNECTION_COUNT_DEFAULT;
+    if (result.idle_ms == 0) result.idle_ms = RPC_IDLE_MS_DEFAULT;
+    if (result.idle_ms > INT32_MAX) result.idle_ms = INT32_MAX;
     if (result.send_bytes_max == 0) result.send_bytes_max = RPC_SEND_BYTES_DEFAULT;
     return result;
 }
@@ -250,6 +255,7 @@ void rpc_close(struct rpc *rpc, uint32_t grace_ms) {
     pthread_mutex_unlock(&rpc->mutex);
 
     if (rpc->server != NULL) grpc_server_destroy(rpc->server);
+    rpc_accept_close(rpc->accept);
     grpc_completion_queue_shutdown(rpc->queue);
     CHECK(pthread_join(rpc->thread, NULL) == 0);
     grpc_completion_queue_destroy(rpc->queue);

@@ -64,11 +64,17 @@ struct rpc_call; // one call, on either side; counted references
 
 struct rpc_config {
     size_t receive_bytes_max; // a larger message ends the call with RESOURCE_EXHAUSTED; 0: 4 MiB
-    uint32_t call_count_max;  // calls in progress; more are answered RESOURCE_EXHAUSTED; 0: 4096
+    // Calls in progress, of a connection as of all; a client holds back what is more on its
+    // connection, and what is more in all is answered RESOURCE_EXHAUSTED. 0: 4096
+    uint32_t call_count_max;
     // Messages waiting to be sent on one call, and their bytes; at either limit rpc_call_send
     // returns false, unless no other message waits. 0: 256, 1 MiB
     uint32_t send_count_max;
     size_t send_bytes_max;
+    // Of a server: connections at once, where one more is closed at once, and after how long
+    // without a call one is closed. 0: 4096 (but never all of the process's descriptors), 5 minutes
+    uint32_t connection_count_max;
+    uint32_t idle_ms;
     // An encoded google.protobuf.FileDescriptorSet with every service that is served or called;
     // borrowed until rpc_close. NULL: proto/descriptors.
     const uint8_t *descriptor_set;
@@ -132,6 +138,12 @@ enum rpc_role {
 MUST_USE enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
                                      const struct rpc_method *methods, size_t method_count,
                                      void *service_ctx, uint32_t roles, struct error *error);
+
+// Before rpc_serve: a larger message of a client to this method of an added service, or to each of
+// its methods when `method` is NULL, ends the call with RESOURCE_EXHAUSTED before it is unpacked.
+// The server's own limit holds too.
+void rpc_limit_messages(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
+                        const char *method, size_t receive_bytes_max);
 
 // Listens on "host:port" (port 0: any free one) or "unix:/path" and serves; may be called once.
 // *port_out gets the port (0 for unix). An empty host (":port") is every address of the machine.

@@ -18,6 +18,10 @@ bool rpc_address_is_unix(const char *address) {
     return strncmp(address, unix_prefix, strlen(unix_prefix)) == 0;
 }
 
+const char *rpc_address_unix_path(const char *address) {
+    return rpc_address_is_unix(address) ? address + strlen(unix_prefix) : NULL;
+}
+
 enum status rpc_address_check(const char *address, struct error *error) {
     if (rpc_address_is_unix(address)) {
         struct sockaddr_un local;

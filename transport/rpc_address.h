@@ -12,6 +12,8 @@
 MUST_USE enum status rpc_address_check(const char *address, struct error *error);
 
 bool rpc_address_is_unix(const char *address);
+// "/path"; NULL when it is no unix socket's.
+const char *rpc_address_unix_path(const char *address);
 
 // Whether a valid address is reached from this machine only: a unix socket, or a host all of whose
 // addresses are loopback ones. If not, *reason_out says why not, as in "10.0.0.7 is not loopback".

@@ -24,6 +24,7 @@ static grpc_channel *create_channel(const struct rpc_config *config, const char 
     const char *server_name = rpc_access_server_name(config->access);
     grpc_arg arguments[] = {
         rpc_argument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->receive_bytes_max),
+        rpc_argument(GRPC_ARG_MAX_METADATA_SIZE, RPC_METADATA_BYTES_MAX),
         rpc_argument(GRPC_ARG_KEEPALIVE_TIME_MS, RPC_KEEPALIVE_MS),
         rpc_argument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, RPC_KEEPALIVE_TIMEOUT_MS),
         rpc_argument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),

@@ -247,6 +247,10 @@ void rpc_health_close(struct rpc_health *health) {
 }
 
 enum status rpc_health_add(struct rpc_health *health, struct rpc *rpc, struct error *error) {
-    return rpc_add_service(rpc, &grpc__health__v1__health__descriptor, METHODS,
-                           sizeof(METHODS) / sizeof(METHODS[0]), health, RPC_ROLES_ANY, error);
+    enum status status =
+        rpc_add_service(rpc, &grpc__health__v1__health__descriptor, METHODS,
+                        sizeof(METHODS) / sizeof(METHODS[0]), health, RPC_ROLES_ANY, error);
+    if (status == STATUS_OK)
+        rpc_limit_messages(rpc, &grpc__health__v1__health__descriptor, NULL, RPC_QUERY_BYTES_MAX);
+    return status;
 }

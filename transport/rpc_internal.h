@@ -50,7 +50,8 @@ struct rpc_route {
     bool client_streams, server_streams;
     struct rpc_handler handler;
     void *service_ctx;
-    uint32_t roles; // a caller must have one of them; RPC_ROLES_ANY
+    size_t receive_bytes_max; // 0: the server's
+    uint32_t roles;           // a caller must have one of them; RPC_ROLES_ANY
 };
 
 // One posted request for a new call.
@@ -69,6 +70,7 @@ struct rpc {
 
     grpc_server *server;        // NULL before rpc_serve
     atomic_uint tls_generation; // of the certificates that the server uses
+    struct rpc_accept *accept;
     struct rpc_tag stopped_tag;
     struct rpc_slot slots[RPC_ACCEPT_COUNT];
     struct rpc_route routes[RPC_METHOD_COUNT_MAX]; // fixed once serving
@@ -131,6 +133,7 @@ struct rpc_call {
     enum rpc_code outcome_code; // server: how it ended, once it has
     const char *outcome_text;
     uint32_t received_count;
+    size_t receive_bytes_max;   // 0: the limit that gRPC holds
     enum rpc_code refusal_code; // RPC_OK: this module refused nothing
     char *refusal_text;         // NULL: none
     bool initial_metadata_asked, metadata_seen;

@@ -48,6 +48,14 @@ static void refuse(struct rpc_call *call, const struct error *why, enum status s
     rpc_call_cancel(call);
 }
 
+static enum status check_size(const struct rpc_call *call, grpc_byte_buffer *bytes,
+                              struct error *error) {
+    size_t size_bytes = grpc_byte_buffer_length(bytes), limit_bytes = call->receive_bytes_max;
+    if (limit_bytes == 0 || size_bytes <= limit_bytes) return STATUS_OK;
+    return error_set(error, STATUS_EXHAUSTED, "message: %zu bytes, the limit of %s is %zu",
+                     size_bytes, call->method->name, limit_bytes);
+}
+
 static enum status unpack(struct rpc_call *call, grpc_byte_buffer *bytes,
                           ProtobufCMessage **message_out, struct error *error) {
     if (bytes->data.raw.compression != GRPC_COMPRESS_NONE) {
@@ -96,7 +104,8 @@ static void take_message(struct rpc_call *call, grpc_byte_buffer *bytes) {
                error_set(&error, STATUS_INVALID, "message: only one is allowed in this call"));
         return;
     }
-    enum status status = unpack(call, bytes, &message, &error);
+    enum status status = check_size(call, bytes, &error);
+    if (status == STATUS_OK) status = unpack(call, bytes, &message, &error);
     if (status != STATUS_OK) {
         refuse(call, &error, status);
     } else if (call->is_server && !call->receives_many) {

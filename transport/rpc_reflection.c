@@ -278,6 +278,12 @@ enum status rpc_reflection_add(struct rpc *rpc, struct error *error) {
     enum status status = rpc_add_service(rpc, &grpc__reflection__v1__server_reflection__descriptor,
                                          &v1, 1, rpc, RPC_ROLES_ANY, error);
     if (status != STATUS_OK) return status;
-    return rpc_add_service(rpc, &grpc__reflection__v1alpha__server_reflection__descriptor, &v1alpha,
-                           1, rpc, RPC_ROLES_ANY, error);
+    rpc_limit_messages(rpc, &grpc__reflection__v1__server_reflection__descriptor, NULL,
+                       RPC_QUERY_BYTES_MAX);
+    status = rpc_add_service(rpc, &grpc__reflection__v1alpha__server_reflection__descriptor,
+                             &v1alpha, 1, rpc, RPC_ROLES_ANY, error);
+    if (status == STATUS_OK)
+        rpc_limit_messages(rpc, &grpc__reflection__v1alpha__server_reflection__descriptor, NULL,
+                           RPC_QUERY_BYTES_MAX);
+    return status;
 }

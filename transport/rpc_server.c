@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "transport/rpc_accept.h"
 #include "transport/rpc_address.h"
 #include "transport/rpc_internal.h"
 #include "transport/rpc_methods.h"
@@ -55,6 +56,20 @@ enum status rpc_add_service(struct rpc *rpc, const ProtobufCServiceDescriptor *s
     return STATUS_OK;
 }
 
+void rpc_limit_messages(struct rpc *rpc, const ProtobufCServiceDescriptor *service,
+                        const char *method, size_t receive_bytes_max) {
+    CHECK(rpc->server == NULL);
+    size_t limited_count = 0;
+    for (size_t i = 0; i < rpc->route_count; i++) {
+        struct rpc_route *route = &rpc->routes[i];
+        if (route->service != service) continue;
+        if (method != NULL && strcmp(route->method->name, method) != 0) continue;
+        route->receive_bytes_max = receive_bytes_max;
+        limited_count++;
+    }
+    CHECK(limited_count > 0);
+}
+
 static const struct rpc_route *find_route(const struct rpc *rpc, grpc_slice path) {
     for (size_t i = 0; i < rpc->route_count; i++) {
         if (grpc_slice_str_cmp(path, rpc->routes[i].path) == 0) return &rpc->routes[i];
@@ -78,6 +93,7 @@ static void own(struct rpc_call *call, const struct rpc_route *route) {
     call->receive_type = route->method->input;
     call->send_type = route->method->output;
     call->receives_many = route->client_streams;
+    call->receive_bytes_max = route->receive_bytes_max;
     call->sends_many = route->server_streams;
 }
 
@@ -191,6 +207,8 @@ static grpc_server *create_server(const struct rpc_config *config) {
         rpc_argument(GRPC_ARG_ALLOW_REUSEPORT, 0),
         rpc_argument(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->receive_bytes_max),
         rpc_argument(GRPC_ARG_MAX_CONCURRENT_STREAMS, (int)config->call_count_max),
+        rpc_argument(GRPC_ARG_MAX_METADATA_SIZE, RPC_METADATA_BYTES_MAX),
+        rpc_argument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, (int)config->idle_ms),
         rpc_argument(GRPC_ARG_KEEPALIVE_TIME_MS, RPC_KEEPALIVE_MS),
         rpc_argument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, RPC_KEEPALIVE_CLIENT_TIMEOUT_MS),
         rpc_argument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
@@ -220,6 +238,12 @@ static int listen_on(struct rpc *rpc, grpc_server *server, const char *address) 
     return port;
 }
 
+static enum status limit_connections(struct rpc *rpc, const char *address, uint16_t port) {
+    bool is_unix = rpc_address_is_unix(address);
+    return rpc_accept_open(is_unix ? 0 : port, rpc_address_unix_path(address),
+                           rpc->config.connection_count_max, &rpc->accept);
+}
+
 enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
                       struct error *error) {
     CHECK(rpc->server == NULL);
@@ -233,6 +257,12 @@ enum status rpc_serve(struct rpc *rpc, const char *address, uint16_t *port_out,
         grpc_server_destroy(server);
         return error_set(error, STATUS_IO, "cannot listen on %s: %s", address,
                          rpc_address_refusal(address));
+    }
+    status = limit_connections(rpc, address, (uint16_t)port);
+    if (status != STATUS_OK) {
+        grpc_server_destroy(server);
+        return error_set(error, status, "cannot serve on %s: no room to count connections",
+                         address);
     }
     rpc->server = server;
     grpc_server_start(server);
