@@ -151,7 +151,10 @@ enum status completion_push(struct completion *completion, const struct frame_sa
     apply_token_stops(completion, sample->token_id);
     // A token that ends the text is not part of it.
     if (completion->finish_reason != FINISH_STOP || completion->keep_special) {
+        size_t before_bytes = completion->held.size_bytes;
         status = detokenizer_push(&completion->detokenizer, sample->token_id, &completion->held);
+        if (status == STATUS_OK)
+            status = detokenizer_replace_zeros(&completion->held, before_bytes);
         if (status != STATUS_OK) return status;
     }
     bool is_end = completion->finish_reason != FINISH_NONE;

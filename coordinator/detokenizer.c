@@ -128,3 +128,30 @@ enum status detokenizer_flush(struct detokenizer *detokenizer, struct buffer *te
     if (status == STATUS_OK) detokenizer->tail_size_bytes = 0;
     return status;
 }
+
+enum status detokenizer_replace_zeros(struct buffer *text, size_t offset_bytes) {
+    size_t old_bytes = text->size_bytes, zero_count = 0;
+    for (size_t i = offset_bytes; i < old_bytes; i++)
+        zero_count += text->data[i] == '\0';
+    if (zero_count == 0) return STATUS_OK;
+    size_t grown_bytes = zero_count * (sizeof(REPLACEMENT) - 2);
+    for (size_t grown = 0; grown < grown_bytes; grown++) {
+        enum status status = buffer_append(text, " ", 1);
+        if (status == STATUS_OK) continue;
+        text->size_bytes = old_bytes;
+        text->data[old_bytes] = '\0';
+        return status;
+    }
+    // From the end, so that each byte is moved once.
+    char *to = text->data + text->size_bytes;
+    for (size_t i = old_bytes; zero_count > 0; i--) {
+        if (text->data[i - 1] != '\0') {
+            *--to = text->data[i - 1];
+            continue;
+        }
+        to -= sizeof(REPLACEMENT) - 1;
+        memcpy(to, REPLACEMENT, sizeof(REPLACEMENT) - 1);
+        zero_count--;
+    }
+    return STATUS_OK;
+}

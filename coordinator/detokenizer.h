@@ -28,6 +28,10 @@ void detokenizer_init(struct detokenizer *detokenizer, const struct tokenizer *t
 MUST_USE enum status detokenizer_push(struct detokenizer *detokenizer, uint32_t id,
                                       struct buffer *text_out);
 
+// From offset_bytes on, each U+0000 of the text becomes U+FFFD, for a message's string would end
+// there. STATUS_EXHAUSTED, STATUS_NO_MEMORY: the text is as before.
+MUST_USE enum status detokenizer_replace_zeros(struct buffer *text, size_t offset_bytes);
+
 // At the end of the sequence: a character that is still incomplete becomes one U+FFFD. Failures are
 // those of detokenizer_push().
 MUST_USE enum status detokenizer_flush(struct detokenizer *detokenizer, struct buffer *text_out);

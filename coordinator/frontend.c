@@ -106,6 +106,8 @@ static void detokenize_message(struct rpc_call *call, void *ctx, const ProtobufC
     buffer_init(&text, 64u << 20);
     enum status status = tokenizer_decode(frontend->rules.tokenizer, m->token_ids, m->n_token_ids,
                                           !m->keep_special_tokens, &text, &error);
+    if (status == STATUS_OK && detokenizer_replace_zeros(&text, 0) != STATUS_OK)
+        status = error_set(&error, STATUS_EXHAUSTED, "no room for the text");
     if (status == STATUS_OK) {
         Stagecoach__V1__DetokenizeResponse response = STAGECOACH__V1__DETOKENIZE_RESPONSE__INIT;
         if (text.data != NULL) response.text = text.data;

@@ -9,8 +9,8 @@ import unittest
 
 import grpc
 
-from harness import (BIN, MODEL, PATIENCE, Pipeline, Process, expect_code, inference_pb2, run,
-                     wait_until)
+from harness import (BIN, MODEL, PATIENCE, Pipeline, Process, expect_code, inference_pb2,
+                     inference_pb2_grpc, run, wait_until)
 
 CLIENT = BIN / "stagecoach"
 # What differs between two calls that give the same: times, what was cached, who computed it.
@@ -100,6 +100,41 @@ class ResumeTest(unittest.TestCase):
             stop={"max_tokens": 30, "ignore_eos": True,
                   "strings": [whole.text[middle - 4:middle], whole.text[:8] + "#", "\ufffd\ufffd#"]})
         self.assertEqual(answer.last[1], "stop_string")
+
+    def is_all_made(self):
+        pipeline = self.pipeline.pipeline()
+        return (pipeline.completion_token_count > self.made_before and
+                pipeline.request_running_count == 0)
+
+    def test_text_belongs_to_its_tokens_also_when_a_slow_reader_gets_many_at_once(self):
+        fields = {"text": "The", "n": 8, "logprobs": 20, "stop": {**STOP, "max_tokens": 300},
+                  "sampling": {**SAMPLING, "temperature": 1.2}}
+        # A channel that takes little ahead of its reader.
+        channel = grpc.insecure_channel(self.pipeline.address, options=[
+            ("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 1 << 14)])
+        self.addCleanup(channel.close)
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        request = inference_pb2.GenerateRequest(**fields)
+        texts = {}  # of an answer, after so many tokens
+        for is_slow in (False, True):
+            self.made_before = self.pipeline.pipeline().completion_token_count
+            stream = stub.Generate(request, timeout=60 * PATIENCE)
+            if is_slow:  # the whole is made and waits at the coordinator before it is read
+                wait_until(self.is_all_made, 30, "all is made")
+            answers = [Answer() for _ in range(8)]
+            longest = 0
+            for message in stream:
+                answer = answers[message.index]
+                answer.text += message.text
+                answer.token_ids += message.token_ids
+                longest = max(longest, len(message.token_ids))
+                if message.token_ids:
+                    at = (message.index, message.token_first + len(message.token_ids))
+                    texts.setdefault(at, []).append(answer.text)
+            self.assertEqual(longest > 1, is_slow)
+        for at, pair in texts.items():
+            self.assertEqual(pair[0], pair[-1], at)
 
     def test_several_answers_of_which_some_are_complete_or_have_no_token(self):
         ended = 0
@@ -230,7 +265,8 @@ class ClientResumeTest(unittest.TestCase):
                     proxy = CuttingProxy(pipeline.address, counts)
                     self.addCleanup(proxy.close)
                     self.assertEqual(generate(proxy.address, *self.OPTIONS, *options), expected)
-                    self.assertEqual(proxy.cut_count, len(counts))
+                    # Where messages go out together the answer may be whole before the last cut.
+                    self.assertGreaterEqual(proxy.cut_count, 2)
                     proxy.close()
             wait_until(pipeline.is_idle, 10, "nothing is left of the calls that broke")
 

@@ -161,6 +161,22 @@ static void completion_never_splits_characters(void **state) {
     fini(&c);
 }
 
+static void completion_text_goes_on_after_a_zero_byte(void **state) {
+    (void)state;
+    struct completion c;
+    init(&c, 100, NULL, 0);
+    push_text(&c, "a");
+    uint32_t ids[4];
+    size_t count = 0;
+    assert_int_equal(tokenizer_encode(tokenizer, "\0", 1, 0, ids, 4, &count, NULL), STATUS_OK);
+    for (size_t i = 0; i < count; i++)
+        push(&c, ids[i]);
+    push_text(&c, "b");
+    assert_string_equal(c.text.data, "a\xef\xbf\xbd"
+                                     "b");
+    fini(&c);
+}
+
 static void completion_keeps_logprobs_until_they_are_sent(void **state) {
     (void)state;
     struct completion c;
@@ -262,6 +278,7 @@ int main(void) {
         cmocka_unit_test(completion_finds_the_earliest_of_overlapping_stop_strings),
         cmocka_unit_test(completion_ends_at_eos_and_stop_token_ids),
         cmocka_unit_test(completion_never_splits_characters),
+        cmocka_unit_test(completion_text_goes_on_after_a_zero_byte),
         cmocka_unit_test(completion_keeps_logprobs_until_they_are_sent),
         cmocka_unit_test(completion_sends_with_tokens_the_text_that_they_release),
         cmocka_unit_test(completion_goes_on_where_another_one_was),

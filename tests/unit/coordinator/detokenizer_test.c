@@ -142,6 +142,38 @@ static void detokenizer_holds_back_an_incomplete_character(void **state) {
     check_bytes(*state, "\xef\xbf\xbd", BAD, BAD);
 }
 
+static void detokenizer_replaces_zeros_in_place(void **state) {
+    (void)state;
+    static const char text[] = "\0a\0\0bc\0"; // and the one at the end
+    struct buffer out;
+    buffer_init(&out, 8 + 4 * 2);
+    for (size_t offset_bytes = 0; offset_bytes <= 8; offset_bytes++) {
+        buffer_clear(&out);
+        assert_int_equal(buffer_append(&out, text, 8), STATUS_OK);
+        size_t zero_count = 0;
+        for (size_t i = offset_bytes; i < 8; i++)
+            zero_count += text[i] == '\0';
+        enum status status = detokenizer_replace_zeros(&out, offset_bytes);
+        if (zero_count > 4) { // beyond the limit
+            assert_int_equal(status, STATUS_EXHAUSTED);
+            assert_int_equal(out.size_bytes, 8);
+            assert_memory_equal(out.data, text, 8);
+            continue;
+        }
+        assert_int_equal(status, STATUS_OK);
+        assert_int_equal(out.size_bytes, 8 + zero_count * 2);
+        assert_memory_equal(out.data, text, offset_bytes);
+        size_t at = offset_bytes;
+        for (size_t i = offset_bytes; i < 8; i++) {
+            assert_memory_equal(out.data + at, text[i] == '\0' ? BAD : &text[i],
+                                text[i] == '\0' ? 3 : 1);
+            at += text[i] == '\0' ? 3 : 1;
+        }
+        assert_int_equal(out.data[at], '\0');
+    }
+    buffer_fini(&out);
+}
+
 // The examples of table 3-8 of the Unicode standard, and bytes that start nothing.
 static void detokenizer_replaces_each_maximal_part(void **state) {
     check_bytes(*state, "\xc0\xaf\xe0\x80\xbf\xf0\x81\x82\x41", BAD BAD BAD BAD BAD BAD BAD BAD "A",
@@ -207,6 +239,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(detokenizer_stream_equals_decoding_at_once),
         cmocka_unit_test(detokenizer_holds_back_an_incomplete_character),
+        cmocka_unit_test(detokenizer_replaces_zeros_in_place),
         cmocka_unit_test(detokenizer_replaces_each_maximal_part),
         cmocka_unit_test(detokenizer_skips_special_tokens_inside_a_character),
         cmocka_unit_test(detokenizer_gives_nothing_for_ids_without_a_token),
