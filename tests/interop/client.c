@@ -8,10 +8,12 @@
 #include "base/signals.h"
 #include "cases.h"
 #include "descriptors.h"
+#include "transport/rpc_access.h"
 
 struct settings {
     const char *server;
     const char *case_name; // "all": every interop case
+    struct rpc_access_config access;
 };
 
 static enum options_result parse(int argc, char **argv, struct settings *s) {
@@ -19,6 +21,8 @@ static enum options_result parse(int argc, char **argv, struct settings *s) {
         {"server", OPTION_TEXT, &s->server, "HOST:PORT", "the server to call (required)", 0, 0},
         {"case", OPTION_TEXT, &s->case_name, "NAME",
          "the case to run, or all for every one that needs no broken server (default all)", 0, 0},
+        RPC_ACCESS_OPTIONS_TLS(&s->access),
+        RPC_ACCESS_OPTIONS_DIAL(&s->access),
     };
     const struct options options = {
         .program = "interop_client",
@@ -67,9 +71,16 @@ int main(int argc, char **argv) {
     enum options_result result = parse(argc, argv, &settings);
     if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? 0 : 2;
     log_init("interop_client", LOG_INFO);
+    struct error error;
+    struct rpc_access *access;
+    if (rpc_access_open(&settings.access, &access, &error) != STATUS_OK) {
+        log_error("%s", error.text);
+        return 1;
+    }
     const struct rpc_config config = {
         .descriptor_set = interop_descriptors_begin,
         .descriptor_set_bytes = interop_descriptors_size_bytes(),
+        .access = access,
     };
     struct rpc *rpc;
     struct rpc_channel *channel;
@@ -81,5 +92,6 @@ int main(int argc, char **argv) {
     bool is_good = run(&settings, channel);
     rpc_channel_close(channel);
     rpc_close(rpc, 0);
+    rpc_access_close(access);
     return is_good ? 0 : 1;
 }

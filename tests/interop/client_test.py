@@ -5,13 +5,15 @@ import sys
 import unittest
 
 import broken
-from world import PROGRAMS, Process, Server, run, wait_until
+from world import CLIENT_OPTIONS, PROGRAMS, Process, Server, run, wait_until
 
 NOT_THERE = "127.0.0.1:1"
 
 
-def client(address, case, timeout=120):
-    return run(PROGRAMS / "interop_client", "--server", address, "--case", case, timeout=timeout)
+def client(address, case, timeout=120, is_plain=False):
+    options = () if is_plain else CLIENT_OPTIONS
+    return run(PROGRAMS / "interop_client", "--server", address, "--case", case, *options,
+               timeout=timeout)
 
 
 class ClientTest(unittest.TestCase):
@@ -44,7 +46,7 @@ class ClientTest(unittest.TestCase):
 
     def negative(self, case, most_streams=0):
         with broken.Broken(broken.LIST[case], most_streams) as server:
-            self.check(client(server.address, case), case)
+            self.check(client(server.address, case, is_plain=True), case)
             return server
 
     def test_goaway(self):
@@ -76,7 +78,7 @@ class ClientTest(unittest.TestCase):
     def test_broken_answers_end_the_call_with_a_clear_code(self):
         for way, (code, words) in broken.WORSE.items():
             with self.subTest(way=way.__name__), broken.Broken(way) as server:
-                result = client(server.address, "outcome")
+                result = client(server.address, "outcome", is_plain=True)
                 self.assertEqual(result.returncode, 0, result.stderr)
                 line = result.stdout.splitlines()[0]
                 print(f"{way.__name__}: {line}")

@@ -7,7 +7,7 @@ import time
 
 import grpc
 
-from world import (TEST, Empty, InputResponse, OutputResponse, Payload, SimpleResponse, schema)
+from world import (CERTIFICATES, TEST, Empty, InputResponse, OutputResponse, Payload, SimpleResponse, schema)
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -60,13 +60,21 @@ FUNCTIONS = {
 }
 
 
+def listen(server):
+    if CERTIFICATES is None:
+        return server.add_insecure_port("127.0.0.1:0")
+    ca, key, certificate = CERTIFICATES.files("coordinator")
+    return server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(
+        [(key, certificate)], ca, require_client_auth=True))
+
+
 def main():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     # A thread for every stream that may be open at once.
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(1100),
                          options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((schema.handler(TEST, FUNCTIONS),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = listen(server)
     server.start()
     print(port, flush=True)
     signal.sigwait([signal.SIGTERM])

@@ -18,6 +18,7 @@
 #include "stagecoach/v1/inference.pb-c.h"
 #include "testing.pb-c.h"
 #include "transport/rpc.h"
+#include "transport/rpc_access.h"
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -32,6 +33,7 @@ enum {
 struct settings {
     const char *server, *service;
     uint64_t call_count, slot_count, seed;
+    struct rpc_access_config access;
 };
 
 // How a call is broken off.
@@ -323,6 +325,8 @@ static enum options_result parse(int argc, char **argv, struct settings *s) {
         {"at-once", OPTION_COUNT, &s->slot_count, "N", "calls in progress (default 64)", 1,
          SLOT_COUNT_MAX},
         {"seed", OPTION_COUNT, &s->seed, "N", "of what is drawn (default 1)", 0, 1e9},
+        RPC_ACCESS_OPTIONS_TLS(&s->access),
+        RPC_ACCESS_OPTIONS_DIAL(&s->access),
     };
     const struct options options = {
         .program = "interop_soak",
@@ -344,7 +348,13 @@ int main(int argc, char **argv) {
     enum options_result result = parse(argc, argv, &settings);
     if (result != OPTIONS_RUN) return result == OPTIONS_EXIT_OK ? 0 : 2;
     log_init("interop_soak", LOG_INFO);
-    struct rpc_config config = {0};
+    struct error error;
+    struct rpc_access *access;
+    if (rpc_access_open(&settings.access, &access, &error) != STATUS_OK) {
+        log_error("%s", error.text);
+        return 1;
+    }
+    struct rpc_config config = {.access = access};
     if (strcmp(settings.service, "test") == 0) {
         config.descriptor_set = interop_descriptors_begin;
         config.descriptor_set_bytes = interop_descriptors_size_bytes();
@@ -361,5 +371,6 @@ int main(int argc, char **argv) {
     soak_all(&soak);
     rpc_channel_close(soak.channel);
     rpc_close(rpc, 0);
+    rpc_access_close(access);
     return soak.wrong_count == 0 ? 0 : 1;
 }

@@ -7,7 +7,7 @@ import json
 import os
 import unittest
 
-from world import (PATIENCE, PROGRAMS, SANITIZER, Server, open_file_count, resident_bytes, run,
+from world import (CLIENT_OPTIONS, PATIENCE, PROGRAMS, SANITIZER, Server, open_file_count, resident_bytes, run,
                    wait_until)
 from harness import Pipeline
 
@@ -20,10 +20,10 @@ HEAP_GROWTH_BYTES = 1 << 20
 RESIDENT_GROWTH_BYTES = 8 << 20
 
 
-def soak(address, service, calls, seed):
+def soak(address, service, calls, seed, options=()):
     """Runs the calls in a process of their own; returns what it says."""
     result = run(PROGRAMS / "interop_soak", "--server", address, "--service", service, "--calls",
-                 calls, "--seed", seed, timeout=60 + calls / 100)
+                 calls, "--seed", seed, *options, timeout=60 + calls / 100)
     if result.returncode != 0:
         raise AssertionError(f"interop_soak ended with {result.returncode}:\n{result.stdout}"
                              f"{result.stderr[-4000:]}")
@@ -47,11 +47,11 @@ class SoakTest(unittest.TestCase):
     def test_nothing_of_any_call_stays(self):
         with Server() as server:
             pid = server.process.pid
-            soak(server.address, "test", max(CALLS // 4, 100), 1)
+            soak(server.address, "test", max(CALLS // 4, 100), 1, CLIENT_OPTIONS)
             heap = server.wait_idle().heap_bytes
             files, resident = open_file_count(pid), resident_bytes(pid)
 
-            report = soak(server.address, "test", CALLS, 2)
+            report = soak(server.address, "test", CALLS, 2, CLIENT_OPTIONS)
             self.check(report, CALLS)
             reading = server.wait_idle()
             self.check_growth("heap of the server", heap, reading.heap_bytes, HEAP_GROWTH_BYTES)
