@@ -96,6 +96,7 @@ void access_log_write(const struct rpc_call *call, const char *trace_id,
     add_text(&fields, "method", method);
     add_text(&fields, "code", rpc_code_name(code));
     add_text(&fields, "peer", peer);
+    add_text(&fields, "caller", rpc_call_caller(call));
     add_text(&fields, "trace_id", trace_id);
     if (request != NULL) add_request(&fields, request);
     add_ms(&fields, "total_ms", rpc_call_lasted_ns(call));
