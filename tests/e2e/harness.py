@@ -39,6 +39,7 @@ import grpc  # noqa: E402
 inference_pb2 = importlib.import_module("stagecoach.v1.inference_pb2")
 inference_pb2_grpc = importlib.import_module("stagecoach.v1.inference_pb2_grpc")
 admin_pb2 = importlib.import_module("stagecoach.v1.admin_pb2")
+control_pb2_grpc = importlib.import_module("stagecoach.v1.control_pb2_grpc")
 admin_pb2_grpc = importlib.import_module("stagecoach.v1.admin_pb2_grpc")
 
 
@@ -63,11 +64,19 @@ class Completion:
         self.last = self.messages[-1]
 
 
+def insecure_channel(address):
+    return grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+
+
 class Pipeline:
     """A coordinator and its stages. Use as a context manager: on leaving, all must end cleanly."""
 
-    def __init__(self, stages=2, wanted=None, model=MODEL, coordinator=(), stage=(), wait=True):
-        """`stages` are started; the coordinator plans for `wanted` of them, all by default."""
+    def __init__(self, stages=2, wanted=None, model=MODEL, coordinator=(), stage=(), wait=True,
+                 channel=insecure_channel):
+        """`stages` are started; the coordinator plans for `wanted` of them, all by default.
+
+        channel(address) makes the channel of the stubs.
+        """
         self.stage_options = stage
         self.stages = []
         self.is_killed = set()
@@ -82,8 +91,7 @@ class Pipeline:
             if not port_file.exists():
                 raise AssertionError("the coordinator ended")
             self.address = f"127.0.0.1:{port_file.read_text().strip()}"
-            self.channel = grpc.insecure_channel(self.address,
-                                                 options=[("grpc.enable_http_proxy", 0)])
+            self.channel = channel(self.address)
             self.inference = inference_pb2_grpc.InferenceStub(self.channel)
             self.admin = admin_pb2_grpc.AdminStub(self.channel)
             for index in range(stages):
