@@ -183,6 +183,10 @@ enum {
     RPC_SEND_BYTES_DEFAULT = 1 << 20,
     // A call that is refused because there are too many may be made again after this long.
     RPC_RETRY_MS = 1000,
+    // A process is looked at this often, and is not alive when its main thread, which ticks every
+    // 100 ms, has not ticked for so long.
+    READINESS_LOOK_MS = 250,
+    READINESS_TICK_MS = 5000,
     // Services whose health a server tells; one more is a failed CHECK. A request that names a
     // longer
     // service, or a further stream that watches, is refused.
@@ -283,6 +287,8 @@ enum {
     CLIENT_WAIT_CALL_MS = 1000,
     // Waiting for a pipeline asks this often.
     CLIENT_WAIT_POLL_MS = 10,
+    // How often a stream that is watched is looked at for its end.
+    CLIENT_WATCH_POLL_MS = 100,
     // Longer traces are refused, and how often the coordinator is asked for steps meanwhile.
     CLIENT_TRACE_SECONDS_MAX = 3600,
     CLIENT_TRACE_POLL_MS = 100,

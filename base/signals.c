@@ -10,7 +10,7 @@ static volatile sig_atomic_t stop_asked;
 static void on_stop(int signal_number) {
     (void)signal_number;
     int saved_errno = errno;
-    stop_asked = 1;
+    if (stop_asked < 2) stop_asked++;
     wake_signal(stop_wake);
     errno = saved_errno;
 }
@@ -39,4 +39,8 @@ enum status signals_listen(struct wake *wake) {
 
 bool signals_stop_asked(void) {
     return stop_asked != 0;
+}
+
+bool signals_stop_now_asked(void) {
+    return stop_asked > 1;
 }

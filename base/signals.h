@@ -14,3 +14,5 @@ void signals_block(void);
 MUST_USE enum status signals_listen(struct wake *wake);
 // Whether one of them has come.
 bool signals_stop_asked(void);
+// Whether a second one has come: who asked does not want to wait.
+bool signals_stop_now_asked(void);

@@ -32,3 +32,8 @@ void wake_wait(struct wake *wake, int timeout_ms) {
     poll(&pollfd, 1, timeout_ms);
     wake_clear(wake);
 }
+
+bool wake_is_pending(const struct wake *wake) {
+    struct pollfd pollfd = {.fd = wake->fd, .events = POLLIN};
+    return poll(&pollfd, 1, 0) == 1;
+}

@@ -1,6 +1,7 @@
 // wake: lets one thread sleep until another has put something into a ring (an eventfd).
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -15,5 +16,7 @@ void wake_fini(struct wake *wake);
 void wake_signal(struct wake *wake);
 // Sleeps until a signal or for timeout_ms (negative: no limit), and clears pending signals.
 void wake_wait(struct wake *wake, int timeout_ms);
+// Whether a signal is pending. Any thread.
+bool wake_is_pending(const struct wake *wake);
 // Clears pending signals without sleeping.
 void wake_clear(struct wake *wake);

@@ -14,6 +14,7 @@
 
 enum {
     CLIENT_EXIT_USAGE = 2,
+    CLIENT_EXIT_NO_ANSWER = 3,     // of a probe: nothing is known
     CLIENT_EXIT_INTERRUPTED = 130, // as a shell reports SIGINT
 };
 
@@ -28,19 +29,21 @@ struct client_options {
 #define CLIENT_OPTIONS_DEFAULT                                                                     \
     { .coordinator = CLIENT_COORDINATOR_DEFAULT, .retry_seconds = 10 }
 // Entries of a table of options; they write to the struct client_options that is pointed to.
-#define CLIENT_OPTION_SPECS(options_pointer)                                                       \
+// Where the coordinator is and who calls it:
+#define CLIENT_CONNECTION_SPECS(options_pointer)                                                   \
     {.name = "coordinator",                                                                        \
      .kind = OPTION_TEXT,                                                                          \
      .target = &(options_pointer)->coordinator,                                                    \
      .argument = "HOST:PORT",                                                                      \
      .help = "where the coordinator listens (default " CLIENT_COORDINATOR_DEFAULT ")"},            \
         RPC_ACCESS_OPTIONS_TLS(&(options_pointer)->access),                                        \
-        RPC_ACCESS_OPTIONS_DIAL(&(options_pointer)->access),                                       \
-        {.name = "insecure",                                                                       \
-         .kind = OPTION_FLAG,                                                                      \
-         .target = &(options_pointer)->access.insecure,                                            \
-         .help = "send the token of --token-file in plaintext also beyond loopback"},              \
-    {                                                                                              \
+        RPC_ACCESS_OPTIONS_DIAL(&(options_pointer)->access), {                                     \
+        .name = "insecure", .kind = OPTION_FLAG, .target = &(options_pointer)->access.insecure,    \
+        .help = "send the token of --token-file in plaintext also beyond loopback"                 \
+    }
+// All:
+#define CLIENT_OPTION_SPECS(options_pointer)                                                       \
+    CLIENT_CONNECTION_SPECS(options_pointer), {                                                    \
         .name = "retry-seconds", .kind = OPTION_NUMBER,                                            \
         .target = &(options_pointer)->retry_seconds, .argument = "S",                              \
         .help = "make calls again for so long while nobody answers (default 10, 0: do not)",       \

@@ -15,6 +15,7 @@ static const struct {
 } VERBS[] = {
     {"generate", "continue a prompt and stream the text", verb_generate},
     {"status", "show the pipeline, its stages and their layers", verb_status},
+    {"health", "say whether a coordinator or a stage can be used", verb_health},
     {"trace", "record what every stage does as a timeline for Perfetto", verb_trace},
     {"model", "show what model is served", verb_model},
     {"tokenize", "turn text into token ids", verb_tokenize},

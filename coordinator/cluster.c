@@ -199,11 +199,13 @@ static void on_heartbeat(struct cluster *cluster, struct member *member,
         member->step_count = heartbeat->step_count;
         member->busy_ns = heartbeat->busy_ns;
         member->row_count = heartbeat->row_count;
+        member->progress_count = heartbeat->progress_count;
     }
     member->refused_count = heartbeat->refused_count;
     Stagecoach__V1__Heartbeat reply = STAGECOACH__V1__HEARTBEAT__INIT;
     reply.epoch = cluster->epoch;
     reply.sent_ns = clock_now_ns(&cluster->config.clock);
+    reply.sequence_count = cluster->sequence_count;
     Stagecoach__V1__CoordinatorMessage message = STAGECOACH__V1__COORDINATOR_MESSAGE__INIT;
     message.kind_case = STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT;
     message.heartbeat = &reply;
@@ -269,6 +271,10 @@ void cluster_links_up(struct cluster *cluster, uint64_t epoch) {
 
 void cluster_links_lost(struct cluster *cluster, uint64_t epoch, const char *reason) {
     if (epoch == cluster->epoch) fail_epoch(cluster, reason);
+}
+
+void cluster_set_sequence_count(struct cluster *cluster, uint32_t sequence_count) {
+    cluster->sequence_count = sequence_count;
 }
 
 // -- transitions ----------------------------------------------------------------------------------
@@ -422,4 +428,11 @@ const uint8_t *cluster_link_key(const struct cluster *cluster, uint32_t link_id)
 
 bool cluster_encrypts(const struct cluster *cluster) {
     return cluster->config.encrypts;
+}
+
+uint64_t cluster_progress_count(const struct cluster *cluster) {
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < cluster->config.plan.stage_count; i++)
+        if (cluster->slots[i] != NULL) count += cluster->slots[i]->progress_count;
+    return count;
 }

@@ -47,7 +47,7 @@ struct member {
     uint64_t heard_ms;
     uint64_t weight_bytes, mapped_bytes, kv_bytes, load_ms;
     uint64_t load_bytes_done, load_bytes_total;
-    uint64_t step_count, busy_ns, row_count;
+    uint64_t step_count, busy_ns, row_count, progress_count;
     uint64_t refused_count; // by its data plane
     struct clock_offset clock_offset;
     char error[512];
@@ -96,6 +96,9 @@ void cluster_leave(struct cluster *cluster, struct member *member);
 void cluster_links_up(struct cluster *cluster, uint64_t epoch);
 void cluster_links_lost(struct cluster *cluster, uint64_t epoch, const char *reason);
 
+// Answers that are computed or wait: what stages are told that want to stop.
+void cluster_set_sequence_count(struct cluster *cluster, uint32_t sequence_count);
+
 // Acts on all of it and on the time that has passed. Call after each of the above and every 100 ms.
 void cluster_tick(struct cluster *cluster);
 
@@ -112,6 +115,8 @@ const char *cluster_first_address(const struct cluster *cluster);
 // numbers the links.
 const uint8_t *cluster_link_key(const struct cluster *cluster, uint32_t link_id);
 bool cluster_encrypts(const struct cluster *cluster);
+// Moves when any stage of the epoch tells that it has computed something.
+uint64_t cluster_progress_count(const struct cluster *cluster);
 // Fills state, explanation, epoch and stages of `pipeline`. The stage messages are the caller's to
 // free with free() each, and the array.
 MUST_USE enum status cluster_describe(struct cluster *cluster, Stagecoach__V1__Pipeline *pipeline);

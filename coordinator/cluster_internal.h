@@ -13,6 +13,7 @@ struct cluster {
     uint64_t retry_at_ms; // no new epoch before
     bool links_up;        // the coordinator's own
     uint32_t stage_id_next;
+    uint32_t sequence_count; // of the flow
     struct member *members[CLUSTER_MEMBER_COUNT_MAX];
     uint32_t member_count;
     struct member *slots[PIPELINE_STAGE_COUNT_MAX]; // who owns the layers of stage i, or NULL

@@ -11,11 +11,13 @@
 
 #include "base/address.h"
 #include "base/check.h"
+#include "base/port_file.h"
 #include "base/signals.h"
 #include "coordinator/loop.h"
 #include "coordinator/metrics_http.h"
 #include "coordinator/vllm.h"
 #include "proto/model_config.h"
+#include "transport/rpc_reflection.h"
 
 enum { TICK_MS = 100 };
 
@@ -34,6 +36,8 @@ struct coordinator {
     struct inbox inbox;
     struct io *io;
     struct rpc_access *access;
+    struct rpc_health *health;
+    struct readiness *readiness;
     struct rpc *rpc;
     struct frontend frontend;
     struct vllm vllm;
@@ -264,15 +268,22 @@ static enum status open_loop(struct coordinator *c, struct error *error) {
     return status == STATUS_OK ? status : error_set(error, status, "no memory for the loop");
 }
 
-static enum status write_port_file(const char *path, uint16_t port, struct error *error) {
-    char temporary[PATH_MAX];
-    int size = snprintf(temporary, sizeof(temporary), "%s.tmp", path);
-    FILE *file = size < (int)sizeof(temporary) ? fopen(temporary, "w") : NULL;
-    bool is_written = file != NULL && fprintf(file, "%u\n", (unsigned)port) > 0;
-    if (file != NULL && fclose(file) != 0) is_written = false;
-    if (!is_written || rename(temporary, path) != 0)
-        return error_set(error, STATUS_IO, "--port-file %s: %s", path, strerror(errno));
-    return STATUS_OK;
+// The services by which others learn whether and how to use the rest.
+static enum status add_health(struct coordinator *c, struct error *error) {
+    static const char *const services[] = {"stagecoach.v1.Inference",
+                                           "vllm.grpc.engine.VllmEngine"};
+    enum status status = rpc_health_add(c->health, c->rpc, error);
+    if (status == STATUS_OK) status = rpc_reflection_add(c->rpc, error);
+    if (status != STATUS_OK) return status;
+    struct readiness_config config = {
+        .clock = c->clock,
+        .health = c->health,
+        .services = services,
+        .service_count = sizeof(services) / sizeof(services[0]),
+        .stall_ms_max = (uint32_t)(c->settings->stall_seconds * 1000),
+    };
+    status = readiness_open(&config, &c->readiness);
+    return status == STATUS_OK ? status : error_set(error, status, "cannot start a thread");
 }
 
 static void open_vllm(struct coordinator *c) {
@@ -293,7 +304,8 @@ static enum status open_rpc(struct coordinator *c, struct error *error) {
                                 .access = c->access,
                                 .connection_count_max = (uint32_t)c->settings->connection_count_max,
                                 .idle_ms = (uint32_t)(c->settings->idle_seconds * 1e3)};
-    enum status status = rpc_open(&config, &c->rpc);
+    enum status status = rpc_health_open(&c->health);
+    if (status == STATUS_OK) status = rpc_open(&config, &c->rpc);
     if (status != STATUS_OK) return error_set(error, status, "cannot start the rpc thread");
     c->frontend.rules = (struct request_rules){
         .model = &c->model,
@@ -308,6 +320,7 @@ static enum status open_rpc(struct coordinator *c, struct error *error) {
     open_vllm(c);
     status = frontend_serve(&c->frontend, c->rpc, error);
     if (status == STATUS_OK) status = vllm_serve(&c->vllm, c->rpc, error);
+    if (status == STATUS_OK) status = add_health(c, error);
     if (status != STATUS_OK) return status;
     uint16_t port;
     status = rpc_serve(c->rpc, c->settings->listen, &port, error);
@@ -319,31 +332,58 @@ static enum status open_rpc(struct coordinator *c, struct error *error) {
              c->model_name, c->model.layer_count, c->plan.stage_count, c->settings->listen,
              (unsigned)port, access, c->data_address);
     if (c->settings->port_file == NULL) return STATUS_OK;
-    return write_port_file(c->settings->port_file, port, error);
+    return port_file_write(c->settings->port_file, port, error);
 }
 
 // -- run ------------------------------------------------------------------------------------------
 
-static void serve_and_drain(struct coordinator *c) {
-    while (!signals_stop_asked()) {
-        loop_tick(c->loop);
-        wake_wait(&c->wake, TICK_MS);
-    }
+static void tick(struct coordinator *c) {
+    loop_tick(c->loop);
+    struct readiness_report report = loop_report(c->loop);
+    readiness_tick(c->readiness, &report);
+    wake_wait(&c->wake, TICK_MS);
+}
+
+static uint64_t end_after(const struct coordinator *c, double seconds) {
+    return clock_now_ms(&c->clock) + (uint64_t)(seconds * 1000);
+}
+
+// Whether the time is up, or who stops us does not want to wait for it.
+static bool is_past(const struct coordinator *c, uint64_t end_ms) {
+    return signals_stop_now_asked() || clock_now_ms(&c->clock) >= end_ms;
+}
+
+// First those who send requests here learn that they should not, then no more are taken, then those
+// that run come to their end.
+static void drain(struct coordinator *c) {
+    log_info("stopping: not ready any more, but requests are taken for another %g s",
+             c->settings->drain_notice_seconds);
+    loop_set_draining(c->loop);
+    uint64_t end_ms = end_after(c, c->settings->drain_notice_seconds);
+    while (!is_past(c, end_ms))
+        tick(c);
     log_info("draining: %" PRIu32 " requests run", loop_request_count(c->loop));
     atomic_store(&c->frontend.is_draining, true);
-    loop_set_draining(c->loop);
-    uint64_t end_ms = clock_now_ms(&c->clock) + (uint64_t)(c->settings->drain_seconds * 1000);
-    while (loop_request_count(c->loop) > 0 && clock_now_ms(&c->clock) < end_ms) {
-        loop_tick(c->loop);
-        wake_wait(&c->wake, TICK_MS);
-    }
+    rpc_stop_serving(c->rpc);
+    end_ms = end_after(c, c->settings->drain_seconds);
+    while (!loop_is_idle(c->loop) && !is_past(c, end_ms))
+        tick(c);
     loop_end_requests(c->loop, "the coordinator stops");
 }
 
+static void serve(struct coordinator *c) {
+    while (!signals_stop_asked())
+        tick(c);
+    drain(c);
+}
+
 static void close_all(struct coordinator *c) {
+    readiness_close(c->readiness);
+    if (c->health != NULL) rpc_health_end_watches(c->health);
     rpc_close(c->rpc, 200);
     vllm_close(&c->vllm);
     rpc_access_close(c->access);
+    rpc_health_close(c->health);
     io_close(c->io);
     metrics_http_stop(c->metrics);
     loop_close(c->loop);
@@ -374,7 +414,7 @@ enum status coordinator_run(const struct settings *settings, struct error *error
     if (status == STATUS_OK) status = open_metrics(c, error);
     if (status == STATUS_OK) status = open_loop(c, error);
     if (status == STATUS_OK) status = open_rpc(c, error);
-    if (status == STATUS_OK) serve_and_drain(c);
+    if (status == STATUS_OK) serve(c);
 close_all:
     close_all(c);
     return status;

@@ -160,6 +160,8 @@ static bool is_quiet(const struct flow *flow) {
 }
 
 void flow_tick(struct flow *flow) {
+    cluster_set_sequence_count(flow->cluster, scheduler_running_count(flow->scheduler) +
+                                                  scheduler_waiting_count(flow->scheduler));
     follow_cluster(flow);
     if (flow->timeline != NULL)
         timeline_set_quiet(flow->timeline, is_quiet(flow), clock_now_ns(&flow->config.clock));
@@ -179,6 +181,14 @@ uint32_t flow_waiting_count(const struct flow *flow) {
 
 uint32_t flow_running_count(const struct flow *flow) {
     return scheduler_running_count(flow->scheduler);
+}
+
+uint32_t flow_in_flight_count(const struct flow *flow) {
+    return pipeline_in_flight_count(flow->pipeline);
+}
+
+uint64_t flow_progress_count(const struct flow *flow) {
+    return pipeline_step_count(flow->pipeline) + cluster_progress_count(flow->cluster);
 }
 
 const struct kv_blocks *flow_blocks(const struct flow *flow) {

@@ -70,6 +70,9 @@ void flow_tick(struct flow *flow);
 bool flow_is_running(const struct flow *flow, uint64_t *absent_since_ms_out);
 uint32_t flow_waiting_count(const struct flow *flow);
 uint32_t flow_running_count(const struct flow *flow);
+// What is in flight, and a count that moves when any of it gets on.
+uint32_t flow_in_flight_count(const struct flow *flow);
+uint64_t flow_progress_count(const struct flow *flow);
 const struct kv_blocks *flow_blocks(const struct flow *flow);
 // Fills state, stages and counts of `pipeline`; see cluster_describe.
 MUST_USE enum status flow_describe(struct flow *flow, Stagecoach__V1__Pipeline *pipeline);

@@ -498,6 +498,19 @@ uint32_t loop_request_count(const struct loop *loop) {
     return loop->request_count;
 }
 
+bool loop_is_idle(const struct loop *loop) {
+    return TAILQ_EMPTY(&loop->requests);
+}
+
+struct readiness_report loop_report(const struct loop *loop) {
+    uint64_t absent_since_ms;
+    return (struct readiness_report){
+        .is_ready = flow_is_running(loop->flow, &absent_since_ms) && !loop->is_draining,
+        .is_owed = flow_in_flight_count(loop->flow) > 0,
+        .owed_count = flow_progress_count(loop->flow),
+    };
+}
+
 void loop_end_requests(struct loop *loop, const char *reason) {
     struct request *request, *next;
     for (request = TAILQ_FIRST(&loop->requests); request != NULL; request = next) {

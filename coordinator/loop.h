@@ -4,6 +4,7 @@
 
 #include "coordinator/flow.h"
 #include "coordinator/frontend.h"
+#include "transport/readiness.h"
 
 struct loop;
 
@@ -31,6 +32,11 @@ void loop_tick(struct loop *loop);
 
 // Accepted requests that have not ended.
 uint32_t loop_request_count(const struct loop *loop);
+// Whether every request is over and its client has all of the answer.
+bool loop_is_idle(const struct loop *loop);
+// Whether requests should come here, and what there is to show for those that did.
+struct readiness_report loop_report(const struct loop *loop);
 // Ends every request with UNAVAILABLE.
 void loop_end_requests(struct loop *loop, const char *reason);
+// Says so in the status, and is not ready from now on.
 void loop_set_draining(struct loop *loop);

@@ -69,7 +69,9 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         .unread_seconds = 60,
         .idle_seconds = 300,
         .connection_count_max = RPC_CONNECTION_COUNT_DEFAULT,
+        .drain_notice_seconds = 2,
         .drain_seconds = 30,
+        .stall_seconds = 60,
     };
     struct words words = {
         .activation_dtype = "f32",
@@ -154,8 +156,15 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          "how long requests wait for missing stages (default 60)", 0, 86400},
         {"unread-seconds", OPTION_NUMBER, &s.unread_seconds, "S",
          "how long a finished answer is kept when its client reads nothing (default 60)", 0, 86400},
+        {"drain-notice-seconds", OPTION_NUMBER, &s.drain_notice_seconds, "S",
+         "after SIGTERM, how long requests are still taken while health says NOT_SERVING (default "
+         "2)",
+         0, 3600},
         {"drain-seconds", OPTION_NUMBER, &s.drain_seconds, "S",
-         "after SIGTERM, how long running requests may go on (default 30)", 0, 86400},
+         "after that, how long running requests may go on (default 30)", 0, 86400},
+        {"stall-seconds", OPTION_NUMBER, &s.stall_seconds, "S",
+         "not ready when microbatches are in flight and no stage computes for so long (default 60)",
+         0.1, 86400},
         {"log-level", OPTION_TEXT, &words.log_level, "LEVEL",
          "error, warn, info or debug (default info)", 0, 0},
         {"log-format", OPTION_TEXT, &words.log_format, "FORMAT",

@@ -39,7 +39,8 @@ struct settings {
     double unread_seconds;
     double idle_seconds; // of a connection
     uint64_t connection_count_max;
-    double drain_seconds;
+    double drain_notice_seconds, drain_seconds;
+    double stall_seconds;
     enum dtype activation_dtype;
     enum dtype kv_dtype;
     enum load_format load_format;

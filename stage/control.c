@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "base/memory.h"
 #include "base/signals.h"
+#include "stage/service.h"
 #include "stage/worker.h"
 #include "stagecoach/v1/control.pb-c.h"
 #include "transport/rpc.h"
@@ -44,12 +45,18 @@ struct control {
     struct rpc *rpc;
     struct rpc_access *access;
     struct rpc_channel *channel;
-    struct rpc_call *call; // the Join stream, or NULL
+    struct service *service; // NULL: no --listen
+    struct rpc_call *call;   // the Join stream, or NULL
     char name[65];
     char coordinator_host[ADDRESS_HOST_BYTES_MAX + 1];
-    bool is_joined; // the coordinator has said something on this stream
+    bool is_joined;    // the coordinator has said something on this stream
+    bool has_layers;   // this stream gave it an assignment that it can serve
+    bool is_connected; // the links of the epoch are up
     uint64_t epoch;
     struct assignment assignment; // of the epoch
+    bool is_leaving;              // asked to stop
+    uint64_t leave_by_ms;
+    uint32_t sequence_count; // that the coordinator has said since it is leaving
     uint64_t dial_at_ms, dial_wait_ms;
     uint64_t heard_ms, heartbeat_ms;
     uint64_t heard_sent_ns, heard_ns; // the coordinator's last heartbeat: its stamp, our time
@@ -155,6 +162,7 @@ static void send_heartbeat(struct control *control) {
     heartbeat.busy_ns = atomic_load(&stats->busy_ns);
     heartbeat.row_count = atomic_load(&stats->row_count);
     heartbeat.refused_count = worker_refused_count(control->worker);
+    heartbeat.progress_count = worker_progress_count(control->worker);
     add_steps(control, &heartbeat);
     heartbeat.heard_sent_ns = control->heard_sent_ns;
     heartbeat.heard_ns = control->heard_ns;
@@ -223,6 +231,8 @@ static void on_assignment(struct control *control, const Stagecoach__V1__Assignm
         return;
     }
     a->epoch = control->epoch = m->epoch;
+    control->has_layers = true;
+    control->is_connected = false;
     a->stage_index = m->stage_index;
     a->stage_count = m->stage_count;
     a->layer_first = m->layer_first;
@@ -332,6 +342,7 @@ static void on_message(struct control *control, const Stagecoach__V1__Coordinato
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT:
         control->heard_sent_ns = m->heartbeat->sent_ns;
         control->heard_ns = clock_now_ns(&control->clock);
+        control->sequence_count = m->heartbeat->sequence_count;
         break;
     default:
         break; // what newer coordinators say
@@ -362,6 +373,7 @@ static void on_closed(struct control *control, const struct stream_end *end) {
     const char *text = end != NULL ? end->message : "";
     rpc_call_release(control->call);
     control->call = NULL;
+    control->has_layers = control->is_connected = false;
     worker_order(control->worker, WORKER_STOP, NULL);
     if (code == RPC_FAILED_PRECONDITION) {
         control->final_status = error_set(control->final_error, STATUS_INVALID,
@@ -397,16 +409,29 @@ static void keep_time(struct control *control) {
     }
 }
 
+static void on_connected(struct control *control, const struct worker_connected *report) {
+    if (report->epoch == control->epoch) control->is_connected = true;
+    send_connected(control, report);
+}
+
+static void on_failed(struct control *control, const struct worker_failed *report) {
+    if (report->epoch == control->epoch) {
+        control->is_connected = false;
+        if (report->failure == WORKER_FAILED_LOAD) control->has_layers = false;
+    }
+    send_failed(control, report);
+}
+
 static void handle_event(struct control *control, const struct event *event) {
     switch (event->kind) {
     case CONTROL_WORKER + WORKER_LOADED:
         send_loaded(control, event->subject);
         break;
     case CONTROL_WORKER + WORKER_CONNECTED:
-        send_connected(control, event->subject);
+        on_connected(control, event->subject);
         break;
     case CONTROL_WORKER + WORKER_FAILED:
-        send_failed(control, event->subject);
+        on_failed(control, event->subject);
         break;
     case CONTROL_MESSAGE:
         on_message(control, (const Stagecoach__V1__CoordinatorMessage *)event->message);
@@ -466,7 +491,8 @@ static enum status open_all(struct control *control, struct error *error) {
     status = rpc_open(&(struct rpc_config){.access = control->access}, &control->rpc);
     if (status == STATUS_OK)
         status = rpc_channel_open(control->rpc, settings->coordinator, &control->channel);
-    return status == STATUS_OK ? status : error_set(error, status, "cannot start the rpc thread");
+    if (status != STATUS_OK) return error_set(error, status, "cannot start the rpc thread");
+    return service_open(settings, control->clock, control->rpc, &control->service, error);
 }
 
 static void make_name(struct control *control) {
@@ -478,22 +504,41 @@ static void make_name(struct control *control) {
         snprintf(control->name, sizeof(control->name), "%.39s-%d", host, (int)getpid());
 }
 
+// After SIGTERM: a stage whose layers are in use stays until no answer is being computed.
+static bool may_leave(struct control *control) {
+    uint64_t now_ms = clock_now_ms(&control->clock);
+    if (!control->is_leaving) {
+        control->is_leaving = true;
+        control->leave_by_ms = now_ms + (uint64_t)(control->settings->drain_seconds * 1000);
+        control->sequence_count = UINT32_MAX; // not known
+        control->heartbeat_ms = 0;            // ask now
+        log_info("stopping");
+    }
+    return control->call == NULL || !control->has_layers || control->sequence_count == 0 ||
+           now_ms >= control->leave_by_ms || signals_stop_now_asked();
+}
+
 static void serve(struct control *control) {
-    while (!signals_stop_asked() && control->final_status == STATUS_OK) {
+    while (control->final_status == STATUS_OK) {
         struct event *event;
         while ((event = inbox_take(&control->inbox)) != NULL) {
             handle_event(control, event);
             event_close(event);
         }
+        if (signals_stop_asked() && may_leave(control)) return;
         keep_time(control);
+        service_tick(control->service, control->is_connected && !control->is_leaving,
+                     control->worker);
         wake_wait(&control->wake, control->call == NULL ? (int)STAGE_DIAL_MS_MIN : TICK_MS);
     }
 }
 
 static void close_all(struct control *control) {
     if (control->call != NULL) rpc_call_cancel(control->call);
+    service_stop(control->service);
     rpc_channel_close(control->channel);
     rpc_close(control->rpc, 200);
+    service_close(control->service);
     rpc_access_close(control->access);
     worker_close(control->worker);
     backend_close(control->backend);

@@ -1,6 +1,7 @@
 #include "stage/engine.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,6 +31,7 @@ struct engine {
     uint32_t *sampled;     // sequences that are sampled
     uint32_t *sample_rows; // the row of each of them
     struct batch batch;
+    atomic_uint_fast64_t progress_count; // layers computed, in all
 };
 
 enum status engine_open(struct backend *backend, struct clock clock, struct engine **engine_out) {
@@ -325,13 +327,19 @@ void engine_step(struct engine *engine, const struct frame_view *in, struct fram
         model_embed(engine->model, in->tokens, row_count);
     else
         model_receive(engine->model, in->payload, row_count);
-    for (uint32_t i = 0; i < engine->assignment.layer_count; i++)
+    for (uint32_t i = 0; i < engine->assignment.layer_count; i++) {
         model_layer(engine->model, &engine->batch, i);
+        atomic_fetch_add_explicit(&engine->progress_count, 1, memory_order_relaxed);
+    }
     if (assignment_is_last(&engine->assignment))
         write_result(engine, in, out, view_out);
     else
         write_step(engine, in, out, view_out);
     write_times(in->header, view_out->header, clock_now_ns(&engine->clock) - begin_ns);
+}
+
+uint64_t engine_progress_count(const struct engine *engine) {
+    return atomic_load_explicit(&engine->progress_count, memory_order_relaxed);
 }
 
 uint32_t engine_row_count(const struct engine *engine) {

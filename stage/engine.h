@@ -41,5 +41,8 @@ MUST_USE enum status engine_check_result(const struct engine *engine, struct fra
 void engine_step(struct engine *engine, const struct frame_view *in, struct frame *out,
                  struct frame_view *view_out);
 
+// Moves with every layer that a step has computed. Any thread.
+uint64_t engine_progress_count(const struct engine *engine);
+
 // Rows of the last step.
 uint32_t engine_row_count(const struct engine *engine);

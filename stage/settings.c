@@ -18,7 +18,8 @@ static bool cores_set(const char *text, struct settings *s) {
 }
 
 enum options_result settings_parse(int argc, char **argv, struct settings *settings_out) {
-    struct settings s = {.data_listen = "127.0.0.1:0", .kernel = "auto"};
+    struct settings s = {
+        .data_listen = "127.0.0.1:0", .kernel = "auto", .drain_seconds = 30, .stall_seconds = 60};
     const char *log_level = "info", *log_format = "text", *cores = NULL;
     const struct option_spec specs[] = {
         {"coordinator", OPTION_TEXT, &s.coordinator, "HOST:PORT",
@@ -32,7 +33,11 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
         RPC_ACCESS_OPTIONS_TLS(&s.access),
         RPC_ACCESS_OPTIONS_DIAL(&s.access),
         {"insecure", OPTION_FLAG, &s.access.insecure, NULL,
-         "plaintext also where it is not loopback: a token that is sent", 0, 0},
+         "plaintext also beyond loopback: --listen, and a token that is sent", 0, 0},
+        {"listen", OPTION_TEXT, &s.listen, "HOST:PORT",
+         "where it answers health checks, port 0 for any (default: nowhere)", 0, 0},
+        {"port-file", OPTION_TEXT, &s.port_file, "PATH",
+         "file that gets the port of --listen once it is open", 0, 0},
         {"threads", OPTION_COUNT, &s.thread_count, "N",
          "compute threads (default: one for each physical core, within the CPU quota)", 1,
          TEAM_THREAD_COUNT_MAX},
@@ -42,6 +47,11 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
          0, 0},
         {"kernel", OPTION_TEXT, &s.kernel, "NAME",
          "auto, avx512bf16, avx512, avx2, portable or reference (default auto)", 0, 0},
+        {"drain-seconds", OPTION_NUMBER, &s.drain_seconds, "S",
+         "after SIGTERM, how long it stays for the coordinator's running requests (default 30)", 0,
+         86400},
+        {"stall-seconds", OPTION_NUMBER, &s.stall_seconds, "S",
+         "not ready when frames wait and nothing is computed for so long (default 60)", 0.1, 86400},
         {"log-level", OPTION_TEXT, &log_level, "LEVEL", "error, warn, info or debug (default info)",
          0, 0},
         {"log-format", OPTION_TEXT, &log_format, "FORMAT",
@@ -59,6 +69,10 @@ enum options_result settings_parse(int argc, char **argv, struct settings *setti
     if (result != OPTIONS_RUN) return result;
     if (s.coordinator == NULL) {
         fprintf(stderr, "stagecoach-stage: --coordinator is required, see --help\n");
+        return OPTIONS_EXIT_USAGE;
+    }
+    if (s.port_file != NULL && s.listen == NULL) {
+        fprintf(stderr, "stagecoach-stage: --port-file needs --listen\n");
         return OPTIONS_EXIT_USAGE;
     }
     if (!log_level_parse(log_level, &s.log_level)) {

@@ -14,7 +14,10 @@ struct settings {
     const char *name;        // NULL: host name and process id
     const char *data_listen;
     struct rpc_access_config access;
+    const char *listen; // host:port of its own services; NULL: none
+    const char *port_file;
     const char *kernel;
+    double drain_seconds, stall_seconds;
     uint64_t thread_count;     // 0: the default
     struct core_request cores; // where compute threads are pinned
     enum log_level log_level;

@@ -72,6 +72,7 @@ static void drop_frames_in(struct worker *worker) {
         worker->frame_in_first = (worker->frame_in_first + 1) % LINK_CREDIT_COUNT_MAX;
     }
     worker->is_checked = false;
+    atomic_store(&worker->stats.frame_count, 0);
 }
 
 // Waits until io has given back all frames of a closed epoch: it does so at once.
@@ -136,6 +137,7 @@ static bool on_progress(void *ctx, uint64_t bytes_done, uint64_t bytes_total) {
     struct worker *worker = ctx;
     atomic_store(&worker->stats.load_bytes_total, bytes_total);
     atomic_store(&worker->stats.load_bytes_done, bytes_done);
+    atomic_fetch_add(&worker->stats.load_step_count, 1);
     return !atomic_load(&worker->is_closing);
 }
 
@@ -246,6 +248,7 @@ static void on_received(struct worker *worker, const struct io_event *event) {
     uint32_t at = (worker->frame_in_first + worker->frame_in_count) % LINK_CREDIT_COUNT_MAX;
     worker->frames_in[at] = event->frame;
     worker->frame_in_count++;
+    atomic_store(&worker->stats.frame_count, worker->frame_in_count);
 }
 
 static void take_io_events(struct worker *worker) {
@@ -295,6 +298,7 @@ static struct frame *take_frame_in(struct worker *worker) {
     struct frame *frame = worker->frames_in[worker->frame_in_first];
     worker->frame_in_first = (worker->frame_in_first + 1) % LINK_CREDIT_COUNT_MAX;
     worker->frame_in_count--;
+    atomic_store(&worker->stats.frame_count, worker->frame_in_count);
     worker->is_checked = false;
     return frame;
 }
@@ -383,7 +387,10 @@ static void *run(void *ctx) {
     backend_enter(worker->config.backend);
     while (take_orders(worker)) {
         take_io_events(worker);
-        if (!run_step(worker)) wake_wait(&worker->wake, -1);
+        if (run_step(worker)) continue;
+        atomic_store(&worker->stats.is_awake, false);
+        wake_wait(&worker->wake, -1);
+        atomic_store(&worker->stats.is_awake, true);
     }
     return NULL;
 }
@@ -462,6 +469,15 @@ const struct worker_stats *worker_stats(const struct worker *worker) {
 
 uint64_t worker_refused_count(const struct worker *worker) {
     return io_refused_count(worker->io);
+}
+
+bool worker_is_working(const struct worker *worker) {
+    // Awake, or told to wake up.
+    return atomic_load(&worker->stats.is_awake) || wake_is_pending(&worker->wake);
+}
+
+uint64_t worker_progress_count(const struct worker *worker) {
+    return engine_progress_count(worker->engine) + atomic_load(&worker->stats.load_step_count);
 }
 
 struct step_log *worker_step_log(struct worker *worker) {

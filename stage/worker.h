@@ -46,6 +46,9 @@ struct worker_failed {
 struct worker_stats {
     atomic_uint_fast64_t step_count, busy_ns, row_count; // of the epoch
     atomic_uint_fast64_t load_epoch, load_bytes_done, load_bytes_total;
+    atomic_uint_fast64_t load_step_count; // pieces of weights, in all
+    atomic_bool is_awake;                 // the thread, from when it is told of something to do
+    atomic_uint frame_count;              // frames that wait to be computed
     atomic_uint_fast64_t stale_frame_count;
 };
 
@@ -67,6 +70,10 @@ void worker_close(struct worker *worker);
 // "host:port" of the data plane.
 const char *worker_data_address(const struct worker *worker);
 const struct worker_stats *worker_stats(const struct worker *worker);
+// Whether the thread has something to do that it alone can do, and a count that moves while it gets
+// on with loading or computing. Any thread.
+bool worker_is_working(const struct worker *worker);
+uint64_t worker_progress_count(const struct worker *worker);
 struct step_log *worker_step_log(struct worker *worker); // to be read by control
 // What the data plane has refused since it was opened. Any thread.
 uint64_t worker_refused_count(const struct worker *worker);

@@ -229,18 +229,25 @@ static void on_stopped(void *owner, bool success) {
     pthread_mutex_unlock(&rpc->mutex);
 }
 
+void rpc_stop_serving(struct rpc *rpc) {
+    CHECK(!rpc_is_own_thread(rpc));
+    pthread_mutex_lock(&rpc->mutex);
+    bool is_first = rpc->server != NULL && !rpc->server_stopping;
+    rpc->server_stopping = true;
+    pthread_mutex_unlock(&rpc->mutex);
+    if (!is_first) return;
+    rpc->stopped_tag = (struct rpc_tag){.done = on_stopped, .owner = rpc};
+    RPC_TAG_GIVEN(&rpc->stopped_tag);
+    grpc_server_shutdown_and_notify(rpc->server, rpc->queue, &rpc->stopped_tag);
+}
+
 void rpc_close(struct rpc *rpc, uint32_t grace_ms) {
     if (rpc == NULL) return;
-    CHECK(!rpc_is_own_thread(rpc));
     struct timespec until = after_ms(grace_ms);
     pthread_mutex_lock(&rpc->mutex);
     rpc->closing = true;
     pthread_mutex_unlock(&rpc->mutex);
-    if (rpc->server != NULL) {
-        rpc->stopped_tag = (struct rpc_tag){.done = on_stopped, .owner = rpc};
-        RPC_TAG_GIVEN(&rpc->stopped_tag);
-        grpc_server_shutdown_and_notify(rpc->server, rpc->queue, &rpc->stopped_tag);
-    }
+    rpc_stop_serving(rpc);
 
     pthread_mutex_lock(&rpc->mutex);
     wait_until_idle(rpc, &until);

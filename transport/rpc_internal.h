@@ -81,6 +81,7 @@ struct rpc {
     struct rpc_call *calls; // in progress, linked by next and previous
     uint32_t call_count;
     bool closing;
+    bool server_stopping; // no new calls
     bool server_stopped;
 };
 

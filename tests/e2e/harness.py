@@ -84,7 +84,8 @@ class Pipeline:
         port_file = pathlib.Path(self.folder.name, "port")
         self.coordinator = Process(
             "coordinator", BIN / "stagecoach-coordinator", "--model", model, "--listen",
-            "127.0.0.1:0", "--port-file", port_file, "--stages", wanted or stages, *coordinator)
+            "127.0.0.1:0", "--port-file", port_file, "--stages", wanted or stages,
+            "--drain-notice-seconds", 0, *coordinator)
         try:
             wait_until(lambda: port_file.exists() or not self.coordinator.is_running(), 10,
                        "the coordinator listens")

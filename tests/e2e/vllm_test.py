@@ -516,7 +516,7 @@ class ModelFolderTest(unittest.TestCase):
 
 class DrainTest(unittest.TestCase):
     def test_draining_is_told(self):
-        with Pipeline(stages=1) as pipeline:
+        with Pipeline(stages=1, coordinator=("--drain-notice-seconds", 10)) as pipeline:
             stub = vllm_interface.Stub(pipeline.channel)
             request = message_class("GenerateRequest")(
                 text="The", stream=True, sampling_params={"max_tokens": 400, "ignore_eos": True})

@@ -61,6 +61,7 @@ PROGRAMS = [
     ["bin/stagecoach-stage"],
     ["bin/stagecoach", "generate"],
     ["bin/stagecoach", "status"],
+    ["bin/stagecoach", "health"],
     ["bin/stagecoach", "trace"],
     ["bin/stagecoach", "model"],
     ["bin/stagecoach", "tokenize"],

@@ -23,11 +23,6 @@ static uint64_t now_ms(void) {
     return clock_now_ms(&clock);
 }
 
-static bool is_pending(const struct wake *wake) {
-    struct pollfd pollfd = {.fd = wake->fd, .events = POLLIN};
-    return poll(&pollfd, 1, 0) == 1;
-}
-
 static void wake_wait_ends_at_its_timeout(void **state) {
     (void)state;
     struct wake wake;
@@ -44,15 +39,15 @@ static void wake_signal_before_the_wait_is_not_lost(void **state) {
     (void)state;
     struct wake wake;
     assert_int_equal(wake_init(&wake), STATUS_OK);
-    assert_false(is_pending(&wake));
+    assert_false(wake_is_pending(&wake));
     for (int i = 0; i < 3; i++)
         wake_signal(&wake);
-    assert_true(is_pending(&wake));
+    assert_true(wake_is_pending(&wake));
     wake_wait(&wake, -1); // without a limit: it would hang
-    assert_false(is_pending(&wake));
+    assert_false(wake_is_pending(&wake));
     wake_signal(&wake);
     wake_clear(&wake);
-    assert_false(is_pending(&wake));
+    assert_false(wake_is_pending(&wake));
     wake_clear(&wake); // nothing there, and no waiting either
     wake_fini(&wake);
 }

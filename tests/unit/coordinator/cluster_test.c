@@ -14,7 +14,7 @@
 
 // A world without I/O: what the cluster sends to each member is written down.
 struct recorded {
-    uint32_t welcome_count, heartbeat_count, drop_count;
+    uint32_t welcome_count, heartbeat_count, drop_count, sequence_count;
     bool was_refused;
     char drop_text[256];
     uint64_t assignment_epoch, start_epoch, heartbeat_sent_ns;
@@ -65,6 +65,7 @@ static void world_send(void *ctx, struct member *member,
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_HEARTBEAT:
         r->heartbeat_count++;
         r->heartbeat_sent_ns = message->heartbeat->sent_ns;
+        r->sequence_count = message->heartbeat->sequence_count;
         break;
     case STAGECOACH__V1__COORDINATOR_MESSAGE__KIND_ASSIGNMENT:
         r->assignment_epoch = message->assignment->epoch;
@@ -454,6 +455,35 @@ static void say_heartbeat(struct world *world, uint32_t index,
     tell(world, index, &message);
 }
 
+// What a stage that is to stop needs to know, and what tells that none of them stands still.
+static void heartbeats_tell_of_sequences_and_of_progress(void **state) {
+    (void)state;
+    struct world world;
+    open_world(&world, "4,4");
+    const uint32_t indices[] = {join(&world, "a"), join(&world, "b")};
+    uint32_t spare = join(&world, "spare");
+    run_epoch(&world, indices, 2, 1);
+    assert_int_equal(cluster_progress_count(world.cluster), 0);
+    Stagecoach__V1__Heartbeat heartbeat = STAGECOACH__V1__HEARTBEAT__INIT;
+    heartbeat.epoch = 1;
+    heartbeat.progress_count = 30;
+    cluster_set_sequence_count(world.cluster, 7);
+    say_heartbeat(&world, indices[0], &heartbeat);
+    assert_int_equal(world.recorded[indices[0]].sequence_count, 7);
+    assert_int_equal(cluster_progress_count(world.cluster), 30);
+    cluster_set_sequence_count(world.cluster, 0);
+    say_heartbeat(&world, indices[1], &heartbeat);
+    assert_int_equal(world.recorded[indices[1]].sequence_count, 0);
+    assert_int_equal(cluster_progress_count(world.cluster), 60);
+    heartbeat.progress_count = 31;
+    say_heartbeat(&world, spare, &heartbeat); // computes nothing for this pipeline
+    assert_int_equal(cluster_progress_count(world.cluster), 60);
+    heartbeat.epoch = 2;
+    say_heartbeat(&world, indices[0], &heartbeat); // of another epoch
+    assert_int_equal(cluster_progress_count(world.cluster), 60);
+    cluster_close(world.cluster);
+}
+
 static void steps_of_heartbeats_reach_the_timeline_on_our_clock(void **state) {
     (void)state;
     struct timeline *timeline;
@@ -514,6 +544,7 @@ int main(void) {
         cmocka_unit_test(cluster_refuses_a_wrong_hello_by_name),
         cmocka_unit_test(cluster_refuses_messages_before_hello_and_a_second_hello),
         cmocka_unit_test(cluster_answers_heartbeats),
+        cmocka_unit_test(heartbeats_tell_of_sequences_and_of_progress),
         cmocka_unit_test(steps_of_heartbeats_reach_the_timeline_on_our_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
