@@ -143,7 +143,8 @@ class HealthTest(unittest.TestCase):
         self.assertEqual((watch.next(), live.next()), (NOT_SERVING, SERVING))
         second = StageHealth(pipeline, "second")
         self.assertEqual(watch.next(), SERVING)
-        self.assertEqual(set(health.list().values()), {SERVING})
+        # One service after the other is set.
+        wait_until(lambda: set(health.list().values()) == {SERVING}, 5, "all services are ready")
         second.health.wait(STAGE, SERVING)
         self.assertEqual(second.health.list(), {"": SERVING, STAGE: SERVING})
         spare = StageHealth(pipeline, "spare")
