@@ -130,21 +130,24 @@ class HealthTest(unittest.TestCase):
         pipeline = self.enterContext(Pipeline(**options))
         return pipeline, Health(pipeline.address)
 
-    def watch(self, health, service):
+    def watch(self, health, service, first=None):
+        """A Watch stream; with `first`, once the service has that status."""
+        if first is not None:
+            health.wait(service, first)
         watch = Watch(health, service)
         self.addCleanup(watch.close)
+        if first is not None:
+            self.assertEqual(watch.next(), first)
         return watch
 
     def test_ready_is_told_from_alive(self):
         pipeline, health = self.serve(stages=1, wanted=2, wait=False)
         self.assertEqual(health.list(), {"": SERVING, INFERENCE: NOT_SERVING,
                                          "vllm.grpc.engine.VllmEngine": NOT_SERVING})
-        watch, live = self.watch(health, INFERENCE), self.watch(health, "")
-        self.assertEqual((watch.next(), live.next()), (NOT_SERVING, SERVING))
+        watch, live = self.watch(health, INFERENCE, NOT_SERVING), self.watch(health, "", SERVING)
         second = StageHealth(pipeline, "second")
         self.assertEqual(watch.next(), SERVING)
-        # One service after the other is set.
-        wait_until(lambda: set(health.list().values()) == {SERVING}, 5, "all services are ready")
+        wait_until(lambda: set(health.list().values()) == {SERVING}, 10, "all are SERVING")
         second.health.wait(STAGE, SERVING)
         self.assertEqual(second.health.list(), {"": SERVING, STAGE: SERVING})
         spare = StageHealth(pipeline, "spare")
@@ -165,8 +168,7 @@ class HealthTest(unittest.TestCase):
         second = StageHealth(pipeline, "second")
         pipeline.wait_running()
         expected = pipeline.generate().token_ids
-        watch, live = self.watch(health, INFERENCE), self.watch(health, "")
-        self.assertEqual((watch.next(), live.next()), (SERVING, SERVING))
+        watch, live = self.watch(health, INFERENCE, SERVING), self.watch(health, "", SERVING)
         pipeline.stages[0].signal(signal.SIGSTOP)
         self.assertEqual(watch.next(15), NOT_SERVING)
         self.assertEqual(health.check(""), SERVING)
@@ -183,8 +185,7 @@ class HealthTest(unittest.TestCase):
                                       coordinator=("--stall-seconds", 2 * PATIENCE))
         second = StageHealth(pipeline, "second", "--stall-seconds", 1 * PATIENCE)
         pipeline.wait_running()
-        watch = self.watch(health, INFERENCE)
-        self.assertEqual(watch.next(), SERVING)
+        watch = self.watch(health, INFERENCE, SERVING)
         stop = {"max_tokens": 200, "ignore_eos": True}
         expected = pipeline.generate("The", stop=stop).token_ids
         stream = pipeline.stream("The", stop=stop)
@@ -196,19 +197,18 @@ class HealthTest(unittest.TestCase):
             # Nobody else is at fault, and nothing is lost.
             self.assertEqual(pipeline.pipeline().state, admin_pb2.PIPELINE_STATE_RUNNING)
             second.health.wait("", NOT_SERVING)
-            self.assertEqual(second.health.check(STAGE), NOT_SERVING)
+            second.health.wait(STAGE, NOT_SERVING)
         self.assertEqual(watch.next(), SERVING)
         self.assertEqual([i for m in stream for i in m.token_ids], expected)
         second.health.wait(STAGE, SERVING)
-        self.assertEqual(second.health.check(""), SERVING)
+        second.health.wait("", SERVING)
 
     def test_a_coordinator_that_stands_still_is_not_alive_though_it_answers(self):
         pipeline, health = self.serve(stages=1)
-        live = self.watch(health, "")
-        self.assertEqual(live.next(), SERVING)
+        live = self.watch(health, "", SERVING)
         with frozen(pipeline.coordinator.pid):
             self.assertEqual(live.next(15), NOT_SERVING)
-            self.assertEqual(health.check(INFERENCE), NOT_SERVING)
+            health.wait(INFERENCE, NOT_SERVING)
         self.assertEqual(live.next(15), SERVING)
         health.wait(INFERENCE, SERVING, 15)
         self.assertIn("72", pipeline.generate().text)
@@ -220,14 +220,13 @@ class HealthTest(unittest.TestCase):
         stage.health.wait(STAGE, SERVING)
         with frozen(stage.process.pid):
             stage.health.wait("", NOT_SERVING)
-            self.assertEqual(stage.health.check(STAGE), NOT_SERVING)
+            stage.health.wait(STAGE, NOT_SERVING)
         stage.health.wait("", SERVING)
         stage.health.wait(STAGE, SERVING, 20)
 
     def test_a_busy_service_stays_ready(self):
         pipeline, health = self.serve(stages=2, coordinator=("--stall-seconds", 2 * PATIENCE))
-        ready, live = self.watch(health, INFERENCE), self.watch(health, "")
-        self.assertEqual((ready.next(), live.next()), (SERVING, SERVING))
+        ready, live = self.watch(health, INFERENCE, SERVING), self.watch(health, "", SERVING)
         end = time.monotonic() + 5
         while time.monotonic() < end:
             streams = [pipeline.stream("The", stop={"max_tokens": 100, "ignore_eos": True})
@@ -272,6 +271,7 @@ class DrainTest(SlowModel):
     def test_notice_then_refusal_then_the_end_of_what_runs(self):
         pipeline = self.serve("--drain-notice-seconds", 2)
         health = Health(pipeline.address)
+        health.wait(INFERENCE, SERVING)
         ready, live = Watch(health, INFERENCE), Watch(health, "")
         self.addCleanup(ready.close)
         self.addCleanup(live.close)
