@@ -281,7 +281,7 @@ class DrainTest(SlowModel):
         pipeline.coordinator.signal(signal.SIGTERM)
         # Notice: not ready, but alive, and it serves.
         self.assertEqual(ready.next(), NOT_SERVING)
-        self.assertLess(time.monotonic() - begin, 1)
+        self.assertLess(time.monotonic() - begin, 1.9)
         self.assertEqual(health.check(""), SERVING)
         self.assertEqual(pipeline.pipeline().state, admin_pb2.PIPELINE_STATE_DRAINING)
         self.assertEqual(len(pipeline.generate([4], max_tokens=2).token_ids), 2)
@@ -300,11 +300,11 @@ class DrainTest(SlowModel):
         # The end: at once, and watchers learn of it.
         end = time.monotonic()
         self.assertEqual(pipeline.coordinator.wait(10), 0)
-        self.assertLess(time.monotonic() - end, 1.5)
+        self.assertLess(time.monotonic() - end, 4 * PATIENCE)
         self.assertEqual((ready.next(), live.next()), (UNAVAILABLE, UNAVAILABLE))
 
     def test_an_idle_coordinator_stops_after_the_notice(self):
-        for notice, least, most in [(0, 0, 1.5), (2, 1.95, 3.5)]:
+        for notice, least, most in [(0, 0, 1.9), (2, 1.95, 5)]:
             pipeline = self.serve("--drain-notice-seconds", notice)
             begin = time.monotonic()
             pipeline.coordinator.signal(signal.SIGTERM)
@@ -322,7 +322,7 @@ class DrainTest(SlowModel):
                 pass
         self.assertGreater(time.monotonic() - begin, 0.95)
         self.assertEqual(pipeline.coordinator.wait(10), 0)
-        self.assertLess(time.monotonic() - begin, 3 * PATIENCE)
+        self.assertLess(time.monotonic() - begin, 5 * PATIENCE)
 
     def test_a_second_signal_ends_the_wait(self):
         pipeline = self.serve("--drain-notice-seconds", 60)
@@ -335,7 +335,7 @@ class DrainTest(SlowModel):
             for _ in stream:
                 pass
         self.assertEqual(pipeline.coordinator.wait(10), 0)
-        self.assertLess(time.monotonic() - begin, 3 * PATIENCE)
+        self.assertLess(time.monotonic() - begin, 5 * PATIENCE)
 
     def test_all_told_to_stop_at_once_finish_what_runs(self):
         pipeline = self.serve(stages=2)
@@ -346,7 +346,7 @@ class DrainTest(SlowModel):
         end = time.monotonic()
         for process in pipeline.processes():
             self.assertEqual(process.wait(10), 0, process.name)
-        self.assertLess(time.monotonic() - end, 2 * PATIENCE)
+        self.assertLess(time.monotonic() - end, 4 * PATIENCE)
 
     def test_a_stage_leaves_when_nothing_runs(self):
         pipeline = self.serve()
@@ -354,7 +354,7 @@ class DrainTest(SlowModel):
         begin = time.monotonic()
         pipeline.stages[0].signal(signal.SIGTERM)
         self.assertEqual(pipeline.stages[0].wait(10), 0)
-        self.assertLess(time.monotonic() - begin, 1 * PATIENCE)
+        self.assertLess(time.monotonic() - begin, 3 * PATIENCE)
 
     def test_a_stage_leaves_in_the_end_and_a_spare_goes_on(self):
         pipeline = self.serve(wait=False, stages=0, wanted=1)
