@@ -75,7 +75,7 @@ ProtobufCMessage *client_try(struct client *client, const ProtobufCServiceDescri
 
 ProtobufCMessage *client_call(struct client *client, const ProtobufCServiceDescriptor *service,
                               const char *method, const ProtobufCMessage *request) {
-    enum rpc_code code;
+    enum rpc_code code = RPC_UNKNOWN;
     struct error error;
     ProtobufCMessage *response = client_try(client, service, method, request, &code, &error);
     if (response == NULL) client_report_failure(client, code, error.text);

@@ -290,7 +290,7 @@ static json_t *stage_json(const Stagecoach__V1__Stage *stage) {
 // coordinator could not be asked.
 static json_t *stages_json(struct client *client) {
     Stagecoach__V1__GetPipelineRequest request = STAGECOACH__V1__GET_PIPELINE_REQUEST__INIT;
-    enum rpc_code code;
+    enum rpc_code code = RPC_UNKNOWN;
     struct error error;
     Stagecoach__V1__Pipeline *pipeline = (Stagecoach__V1__Pipeline *)client_try(
         client, &stagecoach__v1__admin__descriptor, "GetPipeline", &request.base, &code, &error);

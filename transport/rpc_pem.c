@@ -144,7 +144,7 @@ free_all:
 
 static enum status check_ca(const struct rpc_pem_files *files, const struct rpc_pem *pem,
                             struct error *error) {
-    X509 *first;
+    X509 *first = NULL;
     enum status status = read_certificates(pem->ca, &first, error);
     if (status == STATUS_OK)
         X509_free(first);

@@ -152,12 +152,12 @@ static void begin_call(struct rpc *rpc, grpc_call *grpc, const grpc_call_details
     enum rpc_code refusal = route != NULL ? let_in(rpc, call, route, &reason) : RPC_OK;
     if (route != NULL && refusal == RPC_OK) own(call, route);
     rpc_call_start(call);
-    if (call->has_owner)
-        call->ctx = call->handler.begin(call, route->service_ctx);
-    else if (route != NULL)
+    if (route == NULL)
+        turn_away(call, room, details->method);
+    else if (refusal != RPC_OK)
         rpc_call_end(call, refusal, reason.text);
     else
-        turn_away(call, room, details->method);
+        call->ctx = call->handler.begin(call, route->service_ctx);
     rpc_call_start_receive(call);
     rpc_call_release(call);
 }
