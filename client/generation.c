@@ -212,13 +212,23 @@ static bool attempt(struct generation *generation, struct client *client, int si
     return true;
 }
 
-// Nothing is missing but the word that nothing is missing.
 static bool is_complete(const struct generation *generation) {
     for (uint32_t i = 0; i < generation->answer_count; i++)
         if (generation->answers[i].finish_reason ==
             STAGECOACH__V1__FINISH_REASON__FINISH_REASON_NONE)
             return false;
-    return generation->has_usage;
+    return true;
+}
+
+// An OK counts for nothing while the ends of answers are missing, and nothing else counts when all
+// has come: the call may have broken after its last message.
+static void judge(struct generation *generation) {
+    struct retry_failure *failure = &generation->failure;
+    if (is_complete(generation) && generation->has_usage) failure->code = RPC_OK;
+    if (is_complete(generation) || failure->code != RPC_OK) return;
+    *failure = (struct retry_failure){RPC_UNAVAILABLE, RPC_RETRY_UNSAID};
+    snprintf(generation->sentence, sizeof(generation->sentence),
+             "the call ended before the answer was complete");
 }
 
 // Whether there is nothing more to try.
@@ -226,7 +236,7 @@ static bool is_settled(struct generation *generation) {
     if (generation->is_interrupted || generation->is_output_lost || generation->is_out_of_memory ||
         generation->is_torn)
         return true;
-    if (is_complete(generation)) generation->failure.code = RPC_OK;
+    judge(generation);
     return generation->failure.code == RPC_OK;
 }
 

@@ -105,6 +105,7 @@ static int watch(struct client *client, const sigset_t *interrupts,
     } while (exit_status == EXIT_SUCCESS && fflush(stdout) == 0 && !ferror(stdout) &&
              sigtimedwait(interrupts, NULL, &pause) < 0);
     if (is_terminal) fputs(SCREEN_LEAVE, stdout);
+    if (client->is_interrupted) exit_status = EXIT_SUCCESS;
     return exit_status == EXIT_SUCCESS ? client_finish_output() : exit_status;
 }
 
