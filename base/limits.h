@@ -328,9 +328,10 @@ enum {
 enum {
     // A refused or unreachable peer is tried again after this long.
     LINK_RETRY_MS = 50,
-    // Connections that have not said hello yet; a further one takes the place of one of the host
-    // that has the most.
+    // Connections that have not said hello yet; further ones take the places of some of the host
+    // that has the most, so many at a time.
     LINK_PENDING_COUNT_MAX = 64,
+    LINK_PENDING_EVICT_COUNT = 8,
     // Refused connections are told in the log this often, with their count.
     LINK_STRANGER_LOG_MS = 10000,
     // The address of a UCX worker, which grows with the network devices of a machine; a longer one

@@ -10,7 +10,7 @@
 
 #include "base/check.h"
 
-enum { LISTEN_BACKLOG_COUNT = 128 };
+enum { LISTEN_BACKLOG_COUNT = 1024 };
 
 enum status channel_listen(const struct sockaddr *address, socklen_t address_bytes, int *fd_out,
                            uint16_t *port_number_out, struct error *error) {

@@ -5,6 +5,7 @@
 // UCX has a listener of its own, and it is not used: a connection that greets UCX with a short
 // length ends the whole process (an assertion in UCX 1.13). So UCX learns of a peer only after its
 // hello was accepted, and is given an address only with a mac.
+#include <errno.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
@@ -92,24 +93,42 @@ static void ucx_watch_listener(struct ucx_port *port, uint32_t events) {
     (void)epoll_ctl(port->channels_fd, EPOLL_CTL_MOD, port->listening_fd, &event);
 }
 
-// Takes in one connection; the next is there for the next progress.
-static void ucx_accept(struct ucx_port *port) {
-    if (!port_has_room_for_pending(&port->port)) {
-        port_evict_pending(&port->port);
-        return;
-    }
+// No descriptor or memory is left: looking again at once would only burn a core.
+static void ucx_pause_accepting(struct ucx_port *port) {
+    port->accept_after_ms = port->port.now_ms + LINK_RETRY_MS;
+    ucx_watch_listener(port, 0);
+}
+
+// Whether another one may be there.
+static bool ucx_accept_one(struct ucx_port *port) {
     struct ucx_conn *conn = ucx_conn_make(port);
-    if (conn == NULL || !channel_accept(&conn->channel, port->listening_fd, conn->conn.peer,
-                                        sizeof(conn->conn.peer))) {
-        // No descriptor or memory is left: looking again at once would only burn a core.
+    if (conn == NULL) {
+        ucx_pause_accepting(port);
+        return false;
+    }
+    errno = 0;
+    if (!channel_accept(&conn->channel, port->listening_fd, conn->conn.peer,
+                        sizeof(conn->conn.peer))) {
+        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != ECONNABORTED)
+            ucx_pause_accepting(port);
         free(conn);
-        port->accept_after_ms = port->port.now_ms + LINK_RETRY_MS;
-        ucx_watch_listener(port, 0);
-        return;
+        return false;
     }
     conn_init(&conn->conn, &port->port, true);
     channel_watch(conn);
     conn_challenge(&conn->conn);
+    return true;
+}
+
+// Room follows in the next sweep, so several go at once; the listener stays readable meanwhile.
+static void ucx_accept(struct ucx_port *port) {
+    if (!port_has_room_for_pending(&port->port)) {
+        for (int i = 0; i < LINK_PENDING_EVICT_COUNT; i++)
+            port_evict_pending(&port->port);
+        return;
+    }
+    while (port_has_room_for_pending(&port->port) && ucx_accept_one(port))
+        ;
 }
 
 // -- the frames' way -----------------------------------------------------------------------------
