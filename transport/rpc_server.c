@@ -168,8 +168,8 @@ static void on_new_call(void *owner, bool success) {
     grpc_call_details details = slot->details;
     grpc_metadata_array metadata = slot->metadata;
     if (success) {
-        rpc_slot_post(slot);
         begin_call(slot->rpc, grpc, &details, &metadata);
+        rpc_slot_post(slot); // after the call, which waits; there are more slots
     }
     grpc_metadata_array_destroy(&metadata);
     grpc_call_details_destroy(&details);

@@ -30,7 +30,7 @@ CLIENT_INCLUDES_ALLOWED = {"coordinator/cluster.h", "coordinator/flow.h", "coord
 # Headers of others, and the only files that may include them.
 VENDOR_HOMES = [
     (r"grpc/(?!.*\.pb-c\.h).*",
-     r"transport/rpc(_\w+)?\.c|transport/rpc_(internal|metadata|refusal|wire)\.h"),
+     r"transport/rpc(_\w+)?\.c|tests/bench/rpc_(minimal|caller)\.c|transport/rpc_(internal|metadata|refusal|wire)\.h"),
     (r"openssl/.*", r"transport/rpc_(pem|token)\.c"),
     (r"(ucp|uct|ucs|ucm)/.*", r"transport/link_ucx\w*\.[ch]"),
     (r"nccl\.h", r"transport/\w+_nccl\.c"),
