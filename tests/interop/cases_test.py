@@ -13,6 +13,8 @@ import unittest
 
 import grpc
 
+from edges import varint
+from schema import Schema
 from world import (PATIENCE, Empty, InputRequest, OutputRequest, Payload, Server, SimpleRequest,
                    dial, schema, wait_until)
 
@@ -381,6 +383,54 @@ class EdgesTest(CaseTest):
             with self.subTest(count=len(requests)):
                 self.expect(Code.INVALID_ARGUMENT,
                             lambda: call(iter(requests), timeout=TIMEOUT), "message")
+
+
+class StandardServicesTest(CaseTest):
+    """Health and reflection, as clients know them that know nothing else of the server."""
+
+    SERVICES = {"grpc.testing.TestService", "stagecoach.interop.Meter", "grpc.health.v1.Health",
+                "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
+
+    def test_health_check_and_list(self):
+        health = schema.stub(self.server.channel, "grpc.health.v1.Health")
+        request = schema.message("grpc.health.v1.HealthCheckRequest")
+        for service in ("", "grpc.testing.TestService"):
+            self.assertEqual(health.Check(request(service=service), timeout=TIMEOUT).status, 1)
+        self.expect(Code.NOT_FOUND,
+                    lambda: health.Check(request(service="no.such.Service"), timeout=TIMEOUT))
+        listed = health.List(schema.message("grpc.health.v1.HealthListRequest")(), timeout=TIMEOUT)
+        self.assertEqual(set(listed.statuses), {"", "grpc.testing.TestService"})
+
+    def test_health_watch(self):
+        """The status comes at once; then nothing, while it does not change."""
+        health = schema.stub(self.server.channel, "grpc.health.v1.Health")
+        request = schema.message("grpc.health.v1.HealthCheckRequest")
+        for service, status in (("grpc.testing.TestService", 1), ("no.such.Service", 3)):
+            watch = health.Watch(request(service=service), timeout=1)
+            self.assertEqual(next(watch).status, status)
+            self.expect(Code.DEADLINE_EXCEEDED, lambda: watch)
+
+    def test_reflection_alone_is_enough_to_call(self):
+        for version in ("v1", "v1alpha"):
+            with self.subTest(version=version):
+                package = f"grpc.reflection.{version}"
+                stub = schema.stub(self.server.channel, f"{package}.ServerReflection")
+                request = schema.message(f"{package}.ServerReflectionRequest")
+
+                def ask(**fields):
+                    answer, = stub.ServerReflectionInfo(iter([request(**fields)]), timeout=TIMEOUT)
+                    return answer
+
+                listed = ask(list_services="").list_services_response.service
+                self.assertEqual({service.name for service in listed}, self.SERVICES)
+                answer = ask(file_containing_symbol="grpc.testing.TestService")
+                files = answer.file_descriptor_response.file_descriptor_proto
+                found = Schema(b"".join(b"\x0a" + varint(len(file)) + file for file in files))
+                test = found.stub(self.server.channel, "grpc.testing.TestService")
+                wanted = found.message("grpc.testing.SimpleRequest")(response_size=77)
+                self.assertEqual(len(test.UnaryCall(wanted, timeout=TIMEOUT).payload.body), 77)
+                self.assertEqual(ask(file_containing_symbol="no.such").error_response.error_code,
+                                 Code.NOT_FOUND.value[0])
 
 
 class ManyTest(CaseTest):

@@ -162,6 +162,13 @@ class FieldsTest(unittest.TestCase):
     def test_vllm_engine(self):
         self.sweep_service("vllm.grpc.engine.VllmEngine")
 
+    def test_health(self):
+        self.sweep_service("grpc.health.v1.Health")
+
+    def test_reflection(self):
+        self.sweep_service("grpc.reflection.v1.ServerReflection",
+                           "grpc.reflection.v1alpha.ServerReflection")
+
     def test_control(self):
         """As the first message, where only a hello may be, and after a good hello, as a spare stage
         that must not be able to disturb the others."""
