@@ -392,7 +392,9 @@ static void take_frames(struct loop *loop) {
 static void send_to_stage(void *ctx, struct member *member,
                           const Stagecoach__V1__CoordinatorMessage *message) {
     (void)ctx;
-    if (!rpc_call_send(member->stream, &message->base)) rpc_call_cancel(member->stream);
+    if (rpc_call_send(member->stream, &message->base)) return;
+    // One that takes no more; a call that has ended keeps its own code.
+    if (!rpc_call_is_over(member->stream)) rpc_call_cancel(member->stream);
 }
 
 static void drop_stage(void *ctx, struct member *member, bool is_refusal, const char *message) {

@@ -55,12 +55,11 @@ static bool fields_are_valid(const union link_message *message) {
         return credit_count_is_valid(message->accept.credit_count) && message->accept.reserved == 0;
     case LINK_REFUSE:
         return message->refuse.reserved == 0;
+    case LINK_CHALLENGE:
     case LINK_CREDIT:
     case LINK_PING:
     case LINK_BYE:
         return true; // counts are held against the link's own
-    case LINK_CHALLENGE:
-        return true;
     default:
         return false;
     }

@@ -43,7 +43,7 @@ static void derive(uint8_t *out, uint64_t number, const char *context, const uin
 
 // -- handshake ------------------------------------------------------------------------------------
 
-// What both ends have seen, in order. `answer` is NULL, ACCEPT or REFUSE up to answer_bytes.
+// What both ends have seen, in order. `answer` is nothing, ACCEPT or REFUSE up to answer_bytes.
 static void prove(const uint8_t *key, enum purpose purpose, const uint8_t *nonce,
                   const struct link_hello *hello, size_t hello_bytes, const void *answer,
                   size_t answer_bytes, uint8_t *proof_out) {
@@ -53,7 +53,7 @@ static void prove(const uint8_t *key, enum purpose purpose, const uint8_t *nonce
     crypto_auth_hmacsha512256_init(&state, purpose_key, sizeof(purpose_key));
     crypto_auth_hmacsha512256_update(&state, nonce, LINK_NONCE_BYTES);
     crypto_auth_hmacsha512256_update(&state, (const uint8_t *)hello, hello_bytes);
-    if (answer != NULL) crypto_auth_hmacsha512256_update(&state, answer, answer_bytes);
+    crypto_auth_hmacsha512256_update(&state, answer, answer_bytes);
     crypto_auth_hmacsha512256_final(&state, proof_out);
     memory_wipe(&state, sizeof(state));
     memory_wipe(purpose_key, sizeof(purpose_key));
@@ -66,7 +66,7 @@ static bool proofs_match(const uint8_t *a, const uint8_t *b) {
 
 static void hello_proof(const uint8_t *key, const uint8_t *nonce, const struct link_hello *hello,
                         uint8_t *proof_out) {
-    prove(key, PURPOSE_HELLO, nonce, hello, offsetof(struct link_hello, proof), NULL, 0, proof_out);
+    prove(key, PURPOSE_HELLO, nonce, hello, offsetof(struct link_hello, proof), "", 0, proof_out);
 }
 
 void link_prove_hello(const uint8_t *key, const uint8_t *nonce, struct link_hello *hello) {
