@@ -10,12 +10,10 @@
 #include "base/limits.h"
 #include "base/memory.h"
 #include "base/signals.h"
+#include "stage/control_internal.h"
 #include "stage/service.h"
-#include "stage/worker.h"
-#include "stagecoach/v1/control.pb-c.h"
-#include "transport/rpc.h"
 
-enum { PROTOCOL_VERSION = 4, TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
+enum { TICK_MS = 100, EVENT_COUNT_MAX = 1024 };
 
 // What the main thread is told: the worker's reports, and what happens on the stream.
 enum control_event {
@@ -26,44 +24,6 @@ enum control_event {
 struct stream_end {
     enum rpc_code code;
     char message[512];
-};
-
-// The steps of one heartbeat.
-struct heartbeat_steps {
-    struct step_record records[HEARTBEAT_STEP_COUNT_MAX];
-    Stagecoach__V1__StepTimes messages[HEARTBEAT_STEP_COUNT_MAX];
-    Stagecoach__V1__StepTimes *pointers[HEARTBEAT_STEP_COUNT_MAX];
-};
-
-struct control {
-    const struct settings *settings;
-    struct clock clock;
-    struct wake wake;
-    struct inbox inbox;
-    struct backend *backend;
-    struct worker *worker;
-    struct rpc *rpc;
-    struct rpc_access *access;
-    struct rpc_channel *channel;
-    struct service *service; // NULL: no --listen
-    struct rpc_call *call;   // the Join stream, or NULL
-    char name[65];
-    char coordinator_host[ADDRESS_HOST_BYTES_MAX + 1];
-    bool is_joined;    // the coordinator has said something on this stream
-    bool has_layers;   // this stream gave it an assignment that it can serve
-    bool is_connected; // the links of the epoch are up
-    uint64_t epoch;
-    struct assignment assignment; // of the epoch
-    bool is_leaving;              // asked to stop
-    uint64_t leave_by_ms;
-    uint32_t sequence_count; // that the coordinator has said since it is leaving
-    uint64_t dial_at_ms, dial_wait_ms;
-    uint64_t heard_ms, heartbeat_ms;
-    uint64_t heard_sent_ns, heard_ns; // the coordinator's last heartbeat: its stamp, our time
-    char clock_id[CLOCK_ID_BYTES_MAX + 1];
-    struct heartbeat_steps steps;
-    enum status final_status; // not OK: refused for good
-    struct error *final_error;
 };
 
 // -- the stream, on the rpc thread ----------------------------------------------------------------
@@ -86,138 +46,13 @@ static void on_stream_closed(struct rpc_call *call, void *ctx, enum rpc_code cod
     inbox_put(&control->inbox, CONTROL_CLOSED, end, NULL);
 }
 
-// -- sending --------------------------------------------------------------------------------------
-
-static void send_message(struct control *control, const Stagecoach__V1__StageMessage *message) {
-    if (control->call == NULL) return;
-    // The coordinator takes everything at once; a queue that is full is a lost coordinator.
-    if (!rpc_call_send(control->call, &message->base)) rpc_call_cancel(control->call);
-}
-
-static uint64_t memory_bytes(void) {
-    long page_count = sysconf(_SC_AVPHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    return page_count > 0 && page_bytes > 0 ? (uint64_t)page_count * (uint64_t)page_bytes : 0;
-}
-
-static void send_hello(struct control *control) {
-    const char *address = worker_data_address(control->worker);
-    struct address listen;
-    bool is_wildcard =
-        address_parse(address, &listen, NULL) == STATUS_OK && address_is_wildcard(listen.host);
-    Stagecoach__V1__Hello hello = STAGECOACH__V1__HELLO__INIT;
-    hello.protocol_version = PROTOCOL_VERSION;
-    hello.name = control->name;
-    hello.version = (char *)STAGECOACH_VERSION;
-    // On every interface: the coordinator puts in the host that our call comes from.
-    hello.data_address = (char *)(is_wildcard ? strrchr(address, ':') : address);
-    hello.thread_count = backend_thread_count(control->backend);
-    hello.kernel_variant = (char *)backend_variant(control->backend);
-    hello.memory_bytes = memory_bytes();
-    hello.clock_id = control->clock_id;
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HELLO;
-    message.hello = &hello;
-    send_message(control, &message);
-}
-
-static void send_progress(struct control *control) {
-    const struct worker_stats *stats = worker_stats(control->worker);
-    Stagecoach__V1__LoadProgress progress = STAGECOACH__V1__LOAD_PROGRESS__INIT;
-    progress.epoch = atomic_load(&stats->load_epoch);
-    progress.bytes_done = atomic_load(&stats->load_bytes_done);
-    progress.bytes_total = atomic_load(&stats->load_bytes_total);
-    if (progress.epoch == 0 || progress.bytes_total == 0) return;
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_LOAD_PROGRESS;
-    message.load_progress = &progress;
-    send_message(control, &message);
-    log_info("loading: %.0f of %.0f MB", (double)progress.bytes_done / 1e6,
-             (double)progress.bytes_total / 1e6);
-}
-
-// Those of former epochs are dropped. They stay valid until the next call.
-static void add_steps(struct control *control, Stagecoach__V1__Heartbeat *heartbeat) {
-    struct heartbeat_steps *steps = &control->steps;
-    uint32_t count =
-        step_log_take(worker_step_log(control->worker), steps->records, HEARTBEAT_STEP_COUNT_MAX);
-    for (uint32_t i = 0; i < count; i++) {
-        const struct step_record *record = &steps->records[i];
-        if (record->epoch != heartbeat->epoch) continue;
-        Stagecoach__V1__StepTimes *message = &steps->messages[i];
-        stagecoach__v1__step_times__init(message);
-        message->step = record->step;
-        message->received_ns = record->received_ns;
-        message->begin_ns = record->begin_ns;
-        message->end_ns = record->end_ns;
-        steps->pointers[heartbeat->n_steps++] = message;
-    }
-    heartbeat->steps = steps->pointers;
-}
-
-static void send_heartbeat(struct control *control) {
-    const struct worker_stats *stats = worker_stats(control->worker);
-    Stagecoach__V1__Heartbeat heartbeat = STAGECOACH__V1__HEARTBEAT__INIT;
-    heartbeat.epoch = control->epoch;
-    heartbeat.step_count = atomic_load(&stats->step_count);
-    heartbeat.busy_ns = atomic_load(&stats->busy_ns);
-    heartbeat.row_count = atomic_load(&stats->row_count);
-    heartbeat.refused_count = worker_refused_count(control->worker);
-    heartbeat.progress_count = worker_progress_count(control->worker);
-    add_steps(control, &heartbeat);
-    heartbeat.heard_sent_ns = control->heard_sent_ns;
-    heartbeat.heard_ns = control->heard_ns;
-    heartbeat.sent_ns = clock_now_ns(&control->clock);
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_HEARTBEAT;
-    message.heartbeat = &heartbeat;
-    send_message(control, &message);
-}
-
-static void send_loaded(struct control *control, const struct worker_loaded *report) {
-    Stagecoach__V1__Loaded loaded = STAGECOACH__V1__LOADED__INIT;
-    loaded.epoch = report->epoch;
-    loaded.weight_bytes = report->sizes.weight_bytes;
-    loaded.mapped_bytes = report->sizes.mapped_bytes;
-    loaded.kv_bytes = report->sizes.kv_bytes;
-    loaded.load_ms = report->load_ms;
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_LOADED;
-    message.loaded = &loaded;
-    send_message(control, &message);
-}
-
-static void send_connected(struct control *control, const struct worker_connected *report) {
-    Stagecoach__V1__Connected connected = STAGECOACH__V1__CONNECTED__INIT;
-    connected.epoch = report->epoch;
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_CONNECTED;
-    message.connected = &connected;
-    send_message(control, &message);
-}
-
-static void send_failed(struct control *control, const struct worker_failed *report) {
-    static const Stagecoach__V1__FailureKind kinds[] = {
-        [WORKER_FAILED_LOAD] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LOAD,
-        [WORKER_FAILED_LINK] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_LINK,
-        [WORKER_FAILED_FRAME] = STAGECOACH__V1__FAILURE_KIND__FAILURE_KIND_FRAME,
-    };
-    Stagecoach__V1__Failed failed = STAGECOACH__V1__FAILED__INIT;
-    failed.epoch = report->epoch;
-    failed.kind = kinds[report->failure];
-    failed.message = (char *)report->error.text;
-    Stagecoach__V1__StageMessage message = STAGECOACH__V1__STAGE_MESSAGE__INIT;
-    message.kind_case = STAGECOACH__V1__STAGE_MESSAGE__KIND_FAILED;
-    message.failed = &failed;
-    send_message(control, &message);
-}
-
 // -- messages of the coordinator ------------------------------------------------------------------
 
 static void refuse_assignment(struct control *control, uint64_t epoch, const char *reason) {
     struct worker_failed failed = {.epoch = epoch, .failure = WORKER_FAILED_LOAD};
     error_set(&failed.error, STATUS_INVALID, "assignment: %s", reason);
     log_error("%s", failed.error.text);
-    send_failed(control, &failed);
+    control_send_failed(control, &failed);
 }
 
 static void on_assignment(struct control *control, const Stagecoach__V1__Assignment *m) {
@@ -365,7 +200,7 @@ static void dial(struct control *control) {
         control->dial_at_ms = now_ms + STAGE_DIAL_MS_MAX;
         return;
     }
-    send_hello(control);
+    control_send_hello(control);
 }
 
 static void on_closed(struct control *control, const struct stream_end *end) {
@@ -400,8 +235,8 @@ static void keep_time(struct control *control) {
         step_log_count(worker_step_log(control->worker)) >= HEARTBEAT_STEP_COUNT_MAX / 2;
     if (now_ms - control->heartbeat_ms >= HEARTBEAT_MS || has_many_steps) {
         control->heartbeat_ms = now_ms;
-        send_progress(control);
-        send_heartbeat(control);
+        control_send_progress(control);
+        control_send_heartbeat(control);
     }
     if (now_ms - control->heard_ms > HEARTBEAT_LOST_MS) {
         control->heard_ms = now_ms;
@@ -411,7 +246,7 @@ static void keep_time(struct control *control) {
 
 static void on_connected(struct control *control, const struct worker_connected *report) {
     if (report->epoch == control->epoch) control->is_connected = true;
-    send_connected(control, report);
+    control_send_connected(control, report);
 }
 
 static void on_failed(struct control *control, const struct worker_failed *report) {
@@ -419,13 +254,13 @@ static void on_failed(struct control *control, const struct worker_failed *repor
         control->is_connected = false;
         if (report->failure == WORKER_FAILED_LOAD) control->has_layers = false;
     }
-    send_failed(control, report);
+    control_send_failed(control, report);
 }
 
 static void handle_event(struct control *control, const struct event *event) {
     switch (event->kind) {
     case CONTROL_WORKER + WORKER_LOADED:
-        send_loaded(control, event->subject);
+        control_send_loaded(control, event->subject);
         break;
     case CONTROL_WORKER + WORKER_CONNECTED:
         on_connected(control, event->subject);

@@ -41,7 +41,7 @@ VENDOR_HOMES = [
     (r"zlib\.h", r"coordinator/archive\.c"),
     # Messages only where they are packed or unpacked.
     (r"grpc/.*\.pb-c\.h", r"transport/rpc_(health|reflection)\.c|client/.*"),
-    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\.[ch]|transport/rpc_refusal\.c"),
+    (r"stagecoach/v1/.*\.pb-c\.h", r"(proto|coordinator|client)/.*|stage/control\w*\.[ch]|transport/rpc_refusal\.c"),
 ]
 
 ISA_FLAGS = {

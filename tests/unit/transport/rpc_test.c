@@ -294,6 +294,45 @@ static void unknown_methods_are_answered_unimplemented(void **state) {
     seen_fini(&seen);
 }
 
+static void a_server_that_stops_lets_calls_go_on_and_takes_no_more(void **state) {
+    (void)state;
+    struct world world;
+    world_open(&world);
+    struct seen seen;
+    seen_init(&seen);
+    struct rpc_call *call = start_join(&world, &seen);
+    assert_true(send_heartbeat(call, 1));
+    assert_true(seen_wait(&seen, &seen.message_count, 1, WAIT_MS));
+    rpc_stop_serving(world.server_rpc);
+    rpc_stop_serving(world.server_rpc); // again does nothing
+    // Those that come before the client has heard of it are taken or refused.
+    enum rpc_code code = RPC_OK;
+    struct error error = {0};
+    for (int i = 0; i < 100 && code == RPC_OK; i++) {
+        code = tokenize(&world, "hello", 0, NULL, &error);
+        usleep(10000);
+    }
+    assert_int_equal(code, RPC_UNAVAILABLE);
+    for (uint32_t number = 2; number <= 10; number++) {
+        assert_true(send_heartbeat(call, number));
+        assert_true(seen_wait(&seen, &seen.message_count, number, WAIT_MS));
+    }
+    // The port is free for the next server.
+    struct rpc *next;
+    uint16_t port;
+    char address[64];
+    snprintf(address, sizeof(address), "127.0.0.1:%u", world.port);
+    assert_int_equal(rpc_open(&(struct rpc_config){0}, &next), STATUS_OK);
+    assert_int_equal(rpc_serve(next, address, &port, &error), STATUS_OK);
+    rpc_close(next, 0);
+    rpc_call_send_end(call);
+    assert_true(seen_wait(&seen, &seen.closed_count, 1, WAIT_MS));
+    assert_int_equal(seen_code(&seen), RPC_OK);
+    rpc_call_release(call);
+    world_close(&world);
+    seen_fini(&seen);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unary_call_gets_its_answer),
@@ -301,6 +340,7 @@ int main(void) {
         cmocka_unit_test(peer_host_is_the_clients_address),
         cmocka_unit_test(long_stream_to_a_slow_reader_arrives_whole_and_in_order),
         cmocka_unit_test(both_directions_of_a_bidi_call_flow),
+        cmocka_unit_test(a_server_that_stops_lets_calls_go_on_and_takes_no_more),
         cmocka_unit_test(bidi_call_begins_without_a_message),
         cmocka_unit_test(many_threads_send_on_one_call),
         cmocka_unit_test(two_hundred_calls_run_at_once),
