@@ -3,9 +3,14 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "grpc/health/v1/health.pb-c.h"
+#include "grpc/reflection/v1/reflection.pb-c.h"
+#include "stagecoach/v1/admin.pb-c.h"
 #include "stagecoach/v1/control.pb-c.h"
 #include "stagecoach/v1/inference.pb-c.h"
+#include "stagecoach/v1/refusal.pb-c.h"
 #include "transport/rpc_message.h"
+#include "vllm/vllm_engine.pb-c.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -15,11 +20,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         &stagecoach__v1__generate_response__descriptor,
         &stagecoach__v1__stage_message__descriptor,
         &stagecoach__v1__coordinator_message__descriptor,
+        &stagecoach__v1__pipeline__descriptor,
+        &stagecoach__v1__steps__descriptor,
+        &stagecoach__v1__refusal__descriptor,
+        &grpc__health__v1__health_list_response__descriptor,
+        &grpc__reflection__v1__server_reflection_request__descriptor,
+        &vllm__grpc__engine__generate_request__descriptor,
+        &vllm__grpc__engine__generate_response__descriptor,
+        &smg__grpc__common__kv_event_batch__descriptor,
     };
     if (size == 0) return 0;
     ProtobufCMessage *message = NULL;
     struct error error = {0};
-    const ProtobufCMessageDescriptor *type = types[data[0] % 4];
+    const ProtobufCMessageDescriptor *type = types[data[0] % (sizeof(types) / sizeof(types[0]))];
     enum status status = rpc_message_unpack(type, data + 1, size - 1, &message, &error);
     CHECK((status == STATUS_OK) == (message != NULL));
     CHECK((status == STATUS_OK) == (error.text[0] == '\0'));
