@@ -111,7 +111,7 @@ static size_t stream_worker_bytes(const void *data, size_t available_bytes) {
     struct link_worker worker;
     if (available_bytes < sizeof(worker)) return 0;
     memcpy(&worker, data, sizeof(worker));
-    if (worker.address_bytes == 0 || worker.address_bytes > LINK_WORKER_BYTES_MAX) return SIZE_MAX;
+    if (worker.address_bytes > LINK_WORKER_BYTES_MAX) return SIZE_MAX;
     return sizeof(worker) + worker.address_bytes;
 }
 

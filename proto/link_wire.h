@@ -5,15 +5,16 @@
 //          <-------------------  CHALLENGE  a number drawn for this connection
 //   HELLO  ------------------->             epoch, link id, wanted credits, largest frame; a proof
 //          <-------------------  ACCEPT     granted credits; a proof    (or REFUSE with a reason)
-//          <-------------------  WORKER     where UCX finds the receiver            (ucx only)
-//   WORKER ------------------->             where UCX finds the sender              (ucx only)
+//          <-------------------  WORKER     where UCX finds the receiver, or not    (ucx only)
+//   WORKER ------------------->             where UCX finds the sender, or not      (ucx only)
 //   frame  ------------------->             see proto/frame.h
 //          <-------------------  CREDIT     frames released so far, of all since ACCEPT
 //   PING   <------------------>  PING       every LINK_PING_MS
 //   BYE    <------------------>  BYE        this end closes the link
 //
 // link_ucx sends messages one after the other over a TCP connection of its own, but credits and
-// frames as UCX active messages.
+// frames as UCX active messages where UCX has a way. If not, credits are messages like others, and
+// a frame is its bytes between two messages.
 //
 // A link between processes has a key of 32 bytes that the coordinator drew for this link and this
 // epoch and told its two ends. HELLO, ACCEPT and REFUSE each carry a proof that its author has the
@@ -143,12 +144,13 @@ struct link_sign {
 _Static_assert(sizeof(struct link_sign) == 32, "ping and bye are 32 bytes on the wire");
 
 // The address of the UCX worker that a connection's frames go to or come from; its bytes follow.
-// UCX trusts an address that it is given, so one that is damaged, of another UCX or of a stranger
-// must not reach it.
+// Without an address frames go over this connection: the sender says so when the receiver has none,
+// or UCX finds no way to it, and then the receiver does not need its own. UCX trusts an address
+// that it is given, so one that is damaged, of another UCX or of a stranger must not reach it.
 struct link_worker {
     struct link_message_head head;
     uint64_t sequence;      // as in link_sign
-    uint32_t address_bytes; // 1..LINK_WORKER_BYTES_MAX
+    uint32_t address_bytes; // 0..LINK_WORKER_BYTES_MAX
     uint16_t ucx_major, ucx_minor;
     uint8_t mac[LINK_MAC_BYTES]; // of the above, and the address
 };

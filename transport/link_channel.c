@@ -91,31 +91,47 @@ static bool is_not_now(int error_number) {
     return error_number == EAGAIN || error_number == EWOULDBLOCK || error_number == EINTR;
 }
 
+enum status channel_write(struct channel *channel, const void *data, size_t size_bytes,
+                          size_t *bytes_out, const char **reason_out) {
+    ssize_t sent = send(channel->fd, data, size_bytes, MSG_NOSIGNAL);
+    if (sent < 0 && !is_not_now(errno)) {
+        *reason_out = strerrordesc_np(errno);
+        return STATUS_UNAVAILABLE;
+    }
+    *bytes_out = sent < 0 ? 0 : (size_t)sent;
+    return STATUS_OK;
+}
+
+enum status channel_read(struct channel *channel, void *out, size_t size_bytes, size_t *bytes_out,
+                         const char **reason_out) {
+    ssize_t got = recv(channel->fd, out, size_bytes, 0);
+    if (got == 0 || (got < 0 && !is_not_now(errno))) {
+        *reason_out = got == 0 ? "the peer closed the connection" : strerrordesc_np(errno);
+        return STATUS_UNAVAILABLE;
+    }
+    *bytes_out = got < 0 ? 0 : (size_t)got;
+    return STATUS_OK;
+}
+
 enum status channel_push(struct channel *channel, const char **reason_out) {
     while (channel->out_bytes > 0) {
-        ssize_t sent = send(channel->fd, channel->out, channel->out_bytes, MSG_NOSIGNAL);
-        if (sent < 0 && is_not_now(errno)) return STATUS_OK;
-        if (sent < 0) {
-            *reason_out = strerrordesc_np(errno);
-            return STATUS_UNAVAILABLE;
-        }
-        channel->out_bytes -= (size_t)sent;
-        memmove(channel->out, channel->out + sent, channel->out_bytes);
+        size_t sent_bytes;
+        enum status status =
+            channel_write(channel, channel->out, channel->out_bytes, &sent_bytes, reason_out);
+        if (status != STATUS_OK || sent_bytes == 0) return status;
+        channel->out_bytes -= sent_bytes;
+        memmove(channel->out, channel->out + sent_bytes, channel->out_bytes);
     }
     return STATUS_OK;
 }
 
 enum status channel_pull(struct channel *channel, const char **reason_out) {
-    size_t room_bytes = sizeof(channel->in) - channel->in_bytes;
+    size_t room_bytes = sizeof(channel->in) - channel->in_bytes, got_bytes;
     if (room_bytes == 0) return STATUS_OK;
-    ssize_t got = recv(channel->fd, channel->in + channel->in_bytes, room_bytes, 0);
-    if (got < 0 && is_not_now(errno)) return STATUS_OK;
-    if (got <= 0) {
-        *reason_out = got == 0 ? "the peer closed the connection" : strerrordesc_np(errno);
-        return STATUS_UNAVAILABLE;
-    }
-    channel->in_bytes += (size_t)got;
-    return STATUS_OK;
+    enum status status =
+        channel_read(channel, channel->in + channel->in_bytes, room_bytes, &got_bytes, reason_out);
+    if (status == STATUS_OK) channel->in_bytes += got_bytes;
+    return status;
 }
 
 enum status channel_first(const struct channel *channel, size_t *size_bytes_out) {

@@ -44,6 +44,12 @@ MUST_USE bool channel_put(struct channel *channel, const void *data, size_t size
 MUST_USE enum status channel_push(struct channel *channel, const char **reason_out);
 MUST_USE enum status channel_pull(struct channel *channel, const char **reason_out);
 
+// The same for bytes that are not queued: *bytes_out of them went, 0: none do without waiting.
+MUST_USE enum status channel_write(struct channel *channel, const void *data, size_t size_bytes,
+                                   size_t *bytes_out, const char **reason_out);
+MUST_USE enum status channel_read(struct channel *channel, void *out, size_t size_bytes,
+                                  size_t *bytes_out, const char **reason_out);
+
 // The first message received and not yet dropped. STATUS_UNAVAILABLE: not here yet.
 // STATUS_INVALID: what came is no message.
 MUST_USE enum status channel_first(const struct channel *channel, size_t *size_bytes_out);

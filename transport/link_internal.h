@@ -221,5 +221,7 @@ MUST_USE bool conn_worker_is_sealed(struct conn *conn, const struct link_worker 
 // rest_bytes that follow are the carrier's to write behind it.
 struct receive_slot *conn_receive_frame(struct conn *conn, const void *header, size_t header_bytes,
                                         size_t rest_bytes);
+// Part of a frame came; its end may take long.
+void conn_heard(struct conn *conn);
 void receive_slot_done(struct receive_slot *slot, bool complete);
 void send_slot_done(struct send_slot *slot);

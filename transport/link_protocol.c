@@ -328,6 +328,10 @@ struct receive_slot *conn_receive_frame(struct conn *conn, const void *header_da
     return link_take_slot(link, &header, frame_bytes);
 }
 
+void conn_heard(struct conn *conn) {
+    if (conn->link != NULL) conn->link->heard_ms = conn->port->now_ms;
+}
+
 static void link_take_back(struct link *link, struct frame *frame) {
     CHECK(link->free_count < link->config.credit_count);
     link->free_frames[link->free_count++] = frame;

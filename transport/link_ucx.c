@@ -1,8 +1,9 @@
 // link_ucx: connections between processes and machines. Messages go over a TCP connection of our
-// own (link_channel), frames by UCX (link_ucx_data): shared memory and CMA on one machine, RDMA or
-// TCP across; see link_ucx_config for what is set and why.
+// own (link_channel); frames by UCX (link_ucx_data) through shared memory and CMA on one machine
+// and RDMA across, and otherwise over the same connection as the messages (link_stream). See
+// link_ucx_config for what is set and why.
 //
-// UCX has a listener of its own, and it is not used: a connection that greets UCX with a short
+// UCX has listeners of its own, and they are not used: a connection that greets one with a wrong
 // length ends the whole process (an assertion in UCX 1.13). So UCX learns of a peer only after its
 // hello was accepted, and is given an address only with a mac.
 #include <errno.h>
@@ -19,6 +20,7 @@
 #include "transport/link_address.h"
 #include "transport/link_channel.h"
 #include "transport/link_internal.h"
+#include "transport/link_stream.h"
 #include "transport/link_ucx_config.h"
 #include "transport/link_ucx_data.h"
 
@@ -34,6 +36,7 @@ struct ucx_port {
 struct ucx_conn {
     struct conn conn;
     struct channel channel;
+    struct stream stream;
     uint32_t watched_events; // of the channel
     bool flushing;
     uint64_t force_ms; // when it was forced
@@ -46,7 +49,8 @@ static struct ucx_port *ucx_port_of(const struct conn *conn) {
 // -- channels ------------------------------------------------------------------------------------
 
 static void channel_watch(struct ucx_conn *conn) {
-    uint32_t events = EPOLLIN | (conn->channel.out_bytes > 0 ? (uint32_t)EPOLLOUT : 0);
+    uint32_t events =
+        EPOLLIN | (stream_is_full(&conn->stream, &conn->channel) ? (uint32_t)EPOLLOUT : 0);
     if (events == conn->watched_events) return;
     int operation = conn->watched_events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     struct epoll_event event = {.events = events, .data.ptr = conn};
@@ -57,7 +61,7 @@ static void channel_watch(struct ucx_conn *conn) {
 
 static void channel_send(struct ucx_conn *conn) {
     const char *reason;
-    if (channel_push(&conn->channel, &reason) != STATUS_OK)
+    if (stream_push(&conn->stream, &conn->channel, &reason) != STATUS_OK)
         conn_broke(&conn->conn, reason);
     else
         channel_watch(conn);
@@ -146,71 +150,109 @@ static enum status channel_put_worker(struct ucx_conn *conn, const void *address
     return queued ? STATUS_OK : STATUS_EXHAUSTED;
 }
 
-// Makes the worker of a connection and tells the peer where it is.
-static enum status ucx_offer_worker(struct ucx_conn *conn) {
+static enum status ucx_open_worker(struct ucx_conn *conn) {
     struct ucx_port *port = ucx_port_of(&conn->conn);
     enum status status = ucx_data_open(port->context, &conn->conn, &conn->conn.data);
     if (status != STATUS_OK) return status;
-    struct ucx_data *data = conn->conn.data;
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = conn};
-    if (epoll_ctl(port->workers_fd, EPOLL_CTL_ADD, data->event_fd, &event) != 0) return STATUS_IO;
+    int fd = conn->conn.data->event_fd;
+    return epoll_ctl(port->workers_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? STATUS_OK : STATUS_IO;
+}
+
+// Tells the peer where the worker of a connection is.
+static enum status ucx_offer_worker(struct ucx_conn *conn) {
     ucp_address_t *address;
     size_t address_bytes;
-    status = ucx_data_address(data, &address, &address_bytes);
+    enum status status = ucx_data_address(conn->conn.data, &address, &address_bytes);
     if (status != STATUS_OK) return status;
     status = channel_put_worker(conn, address, address_bytes);
-    ucx_data_free_address(data, address);
+    ucx_data_free_address(conn->conn.data, address);
     return status;
 }
 
-// Whether UCX may be given the address that follows `worker`.
-static bool ucx_trusts(struct conn *base, const struct link_worker *worker, const void *address) {
+static bool ucx_is_same(const struct link_worker *worker) {
     unsigned major, minor, release;
     ucp_get_version(&major, &minor, &release);
-    if (!conn_worker_is_sealed(base, worker, address)) {
-        conn_refuse_message(base, "a worker that is not the peer's");
-        return false;
-    }
-    if (worker->ucx_major == major && worker->ucx_minor == minor) return true;
-    link_lose(base->link, "the peer has UCX %u.%u, this process %u.%u", worker->ucx_major,
-              worker->ucx_minor, major, minor);
-    return false;
+    return worker->ucx_major == major && worker->ucx_minor == minor;
 }
 
-// The sender answers with a worker of its own; the receiver offered one when it accepted.
+// Frames go over the channel; no worker is needed.
+static void ucx_open_stream(struct ucx_conn *conn) {
+    ucx_data_close(conn->conn.data);
+    conn->conn.data = NULL;
+    conn->stream.is_open = true;
+}
+
+// The receiver offered a worker when it accepted: the sender tries to reach it with one of its own.
+static enum status ucx_answer_worker(struct ucx_conn *conn, const struct link_worker *worker,
+                                     const uint8_t *address) {
+    if (worker->address_bytes > 0 && ucx_is_same(worker)) {
+        enum status status = ucx_open_worker(conn);
+        if (status == STATUS_OK) status = ucx_data_join(conn->conn.data, address);
+        if (status == STATUS_OK) return ucx_offer_worker(conn);
+        if (status != STATUS_UNAVAILABLE) return status;
+    }
+    ucx_open_stream(conn);
+    return channel_put_worker(conn, NULL, 0);
+}
+
+static enum status ucx_take_answer(struct ucx_conn *conn, const struct link_worker *worker,
+                                   const uint8_t *address) {
+    if (worker->address_bytes == 0) {
+        ucx_open_stream(conn);
+        return STATUS_OK;
+    }
+    return ucx_is_same(worker) ? ucx_data_join(conn->conn.data, address) : STATUS_UNSUPPORTED;
+}
+
+static bool ucx_has_way(const struct ucx_conn *conn) {
+    const struct ucx_data *data = conn->conn.data;
+    return conn->stream.is_open || (data != NULL && data->ep != NULL);
+}
+
 static void ucx_receive_worker(struct ucx_conn *conn, const uint8_t *message) {
     struct conn *base = &conn->conn;
     const uint8_t *address = message + sizeof(struct link_worker);
     struct link_worker worker;
     memcpy(&worker, message, sizeof(worker));
-    bool expected = base->trusted && (base->data == NULL) == !base->accepted &&
-                    (base->data == NULL || base->data->ep == NULL);
-    if (!expected) {
+    if (!base->trusted || ucx_has_way(conn)) {
         conn_refuse_message(base, "a worker out of place");
         return;
     }
-    if (!ucx_trusts(base, &worker, address)) return;
-    if (base->data == NULL && ucx_offer_worker(conn) != STATUS_OK) {
-        conn_broke(base, "no UCX worker can be made");
+    if (!conn_worker_is_sealed(base, &worker, address)) {
+        conn_refuse_message(base, "a worker that is not the peer's");
         return;
     }
-    if (ucx_data_join(base->data, address) != STATUS_OK) return;
+    enum status status = base->accepted ? ucx_take_answer(conn, &worker, address)
+                                        : ucx_answer_worker(conn, &worker, address);
+    if (status != STATUS_OK) {
+        conn_broke(base, "UCX finds no way to the peer");
+        return;
+    }
     channel_send(conn);
     conn_opened_way(base);
 }
 
 static bool ucx_send_message(struct conn *base, const union link_message *message) {
     struct ucx_conn *conn = (struct ucx_conn *)base;
-    if (message->head.kind == LINK_CREDIT)
-        return ucx_data_send_credit(base->data, &message->credit);
+    if (message->head.kind == LINK_CREDIT && !conn->stream.is_open)
+        return base->data != NULL && ucx_data_send_credit(base->data, &message->credit);
     if (!channel_put(&conn->channel, message, link_message_bytes(message->head.kind))) return false;
-    if (message->head.kind == LINK_ACCEPT && ucx_offer_worker(conn) != STATUS_OK) return false;
+    if (message->head.kind == LINK_ACCEPT &&
+        (ucx_open_worker(conn) != STATUS_OK || ucx_offer_worker(conn) != STATUS_OK))
+        return false;
     channel_send(conn);
     return true;
 }
 
 static void ucx_send_frame(struct conn *base, struct send_slot *slot) {
-    ucx_data_send_frame(base->data, slot);
+    struct ucx_conn *conn = (struct ucx_conn *)base;
+    if (!conn->stream.is_open) {
+        ucx_data_send_frame(base->data, slot);
+        return;
+    }
+    stream_send_frame(&conn->stream, slot);
+    channel_send(conn);
 }
 
 // -- progress ------------------------------------------------------------------------------------
@@ -234,7 +276,10 @@ static void channel_handle(struct ucx_conn *conn) {
         conn_refuse_message(&conn->conn, "it says something else than hello");
         return;
     }
-    while ((status = channel_first(&conn->channel, &size_bytes)) == STATUS_OK) {
+    while (stream_take_frames(&conn->stream, &conn->channel, &conn->conn)) {
+        status = channel_first(&conn->channel, &size_bytes);
+        if (status == STATUS_INVALID) conn_refuse_message(&conn->conn, "bytes that are no message");
+        if (status != STATUS_OK) return;
         const uint8_t *message = conn->channel.in;
         if (message_kind(&conn->channel) == LINK_WORKER)
             ucx_receive_worker(conn, message);
@@ -243,7 +288,6 @@ static void channel_handle(struct ucx_conn *conn) {
         if (!conn_is_live(&conn->conn)) return;
         channel_drop(&conn->channel, size_bytes);
     }
-    if (status == STATUS_INVALID) conn_refuse_message(&conn->conn, "bytes that are no message");
 }
 
 static void channel_progress(struct ucx_conn *conn, uint32_t events) {
@@ -251,7 +295,7 @@ static void channel_progress(struct ucx_conn *conn, uint32_t events) {
     if (conn->conn.phase == CONN_FORCED) return;
     if (events & EPOLLOUT) channel_send(conn);
     if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) == 0) return;
-    enum status status = channel_pull(&conn->channel, &reason);
+    enum status status = stream_pull(&conn->stream, &conn->channel, &conn->conn, &reason);
     if (conn_is_live(&conn->conn))
         channel_handle(conn);
     else
@@ -278,7 +322,7 @@ static bool ucx_channels_progress(struct ucx_port *port) {
 // Whether everything of a closing connection has left.
 static void ucx_check_flushed(struct ucx_conn *conn) {
     bool frames_left = conn->conn.data == NULL || conn->conn.data->flushed;
-    if (!conn->flushing || !frames_left || conn->channel.out_bytes > 0) return;
+    if (!conn->flushing || !frames_left || stream_is_full(&conn->stream, &conn->channel)) return;
     conn->conn.flushed = conn->conn.port->happened = true;
 }
 

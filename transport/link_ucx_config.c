@@ -55,8 +55,10 @@ static const struct ucx_setting ucx_settings[] = {
     {"RNDV_THRESH", "128k"},
     // One frame takes one way: no striping over interfaces of different speed.
     {"MAX_RNDV_LANES", "1"},
-    // Of the two kinds of shared memory, the one that leaves nothing behind after a kill.
-    {"TLS", "^sysv"},
+    // Of the two kinds of shared memory, the one that leaves nothing behind after a kill. No TCP:
+    // UCX would listen on a port of its own, where bytes that are not its protocol end the process
+    // (an assertion in UCX 1.13), whoever they are from. link_stream does what is left.
+    {"TLS", "^sysv,tcp"},
 };
 
 // UCX before 1.17 knows a component's own settings without the component's prefix.

@@ -16,8 +16,7 @@ MUST_USE enum status ucx_config_make(const struct sockaddr *listening, ucp_confi
 // The network devices for a listening address, in the form of UCX's NET_DEVICES; false: all of
 // them.
 //
-//   127.0.0.1, ::1   "lo". Processes of one machine move large frames by shared memory and CMA; the
-//                    loopback carries the connection's set-up, and frames where CMA is forbidden.
+//   127.0.0.1, ::1   "lo". Processes of one machine use shared memory and CMA, and no network.
 //   10.0.0.7         the interface that has the address, and the RDMA devices behind it:
 //                    "eth1,mlx5_0:1". Frames stay on the network that the operator chose, rather
 //                    than on whichever interface UCX thinks fastest (a container bridge, say, which

@@ -222,7 +222,6 @@ enum status ucx_data_join(struct ucx_data *data, const void *address) {
     ucs_status_t status = ucp_ep_create(data->worker, &params, &data->ep);
     if (status == UCS_OK) return STATUS_OK;
     data->ep = NULL;
-    data_broke(data, "UCX finds no way to the peer", status);
     return STATUS_UNAVAILABLE;
 }
 

@@ -35,7 +35,7 @@ MUST_USE enum status ucx_data_address(struct ucx_data *data, ucp_address_t **add
                                       size_t *address_bytes_out);
 void ucx_data_free_address(struct ucx_data *data, ucp_address_t *address);
 
-// Makes the endpoint to the peer's worker.
+// Makes the endpoint to the peer's worker. STATUS_UNAVAILABLE: UCX finds no way to it.
 MUST_USE enum status ucx_data_join(struct ucx_data *data, const void *address);
 
 bool ucx_data_progress(struct ucx_data *data);

@@ -2,10 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import os
 import socket
 import struct
 import threading
 import unittest
+from unittest.mock import patch
 
 from harness import Pipeline, wait_until
 
@@ -47,6 +49,22 @@ def say(address, message):
         with contextlib.suppress(ConnectionError):
             connection.sendall(message)
         return receive_all(connection)
+
+
+def listening_ports(pid):
+    """The TCP ports on which a process listens, as texts."""
+    inodes = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}") as rows:
+            for row in list(rows)[1:]:
+                _, local, _, state, *rest = row.split()
+                if state == "0A" and f"socket:[{rest[5]}]" in inodes:
+                    ports.add(str(int(local.rsplit(":", 1)[1], 16)))
+    return ports
 
 
 class Rogue(threading.Thread):
@@ -138,6 +156,21 @@ class LinksTest(unittest.TestCase):
                     self.assertIn(len(data), (0, CHALLENGE_BYTES))
                     numbers.add(data)
             self.assertGreater(len(numbers), 100)
+
+    def test_nothing_listens_but_what_was_asked_for(self):
+        """UCX would open ports of its own, where no key is asked for. Without shared memory frames go
+        over the links' own connections."""
+        for environment in ({}, {"UCX_SHM_DEVICES": "none"}):
+            with self.subTest(environment), patch.dict(os.environ, environment), \
+                    Pipeline(stages=2) as pipeline:
+                generate_all(pipeline)
+                data_ports = {stage.data_address.rsplit(":", 1)[1]
+                              for stage in pipeline.pipeline().stages}
+                found = [listening_ports(stage.pid) for stage in pipeline.stages]
+                self.assertEqual(set().union(*found), data_ports)
+                self.assertEqual([len(ports) for ports in found], [1, 1])
+                # The requests' and the results'.
+                self.assertEqual(len(listening_ports(pipeline.coordinator.pid)), 2)
 
     def test_encryption_changes_no_token(self):
         answers = []

@@ -11,11 +11,8 @@
 #include <time.h>
 
 #include "base/limits.h"
+#include "carriers.h"
 #include "transport/io.h"
-
-static bool is_ucx(void **state) {
-    return *(const bool *)*state;
-}
 
 enum { NODE_COUNT = 3, PAYLOAD_BYTES = 300000, WAIT_MS = 5000 };
 
@@ -498,26 +495,19 @@ static void io_sleeps_while_nothing_happens(void **state) {
     ring_world_close(&world);
 }
 
-static const bool local = false, ucx = true;
-
-#define OVER_BOTH(test)                                                                            \
-    {"local_" #test, test, NULL, NULL, (void *)&local}, {                                          \
-        "ucx_" #test, test, NULL, NULL, (void *)&ucx                                               \
-    }
-
 static const struct CMUnitTest tests[] = {
-    OVER_BOTH(io_passes_frames_round_the_ring),
-    OVER_BOTH(io_holds_frames_until_there_is_a_credit),
-    OVER_BOTH(io_gives_all_frames_back_before_it_is_lost),
-    OVER_BOTH(io_moves_to_the_next_epoch_without_traces_of_the_last),
-    OVER_BOTH(io_sends_over_two_links_and_says_which),
-    OVER_BOTH(io_keeps_two_links_apart),
-    OVER_BOTH(io_is_up_only_with_every_link),
-    OVER_BOTH(io_gives_back_the_frames_of_both_links_when_one_is_lost),
-    OVER_BOTH(io_changes_epoch_many_times),
-    OVER_BOTH(io_reports_an_address_that_is_none),
-    OVER_BOTH(io_closes_in_every_state),
-    OVER_BOTH(io_sleeps_while_nothing_happens),
+    OVER_ALL(io_passes_frames_round_the_ring),
+    OVER_ALL(io_holds_frames_until_there_is_a_credit),
+    OVER_ALL(io_gives_all_frames_back_before_it_is_lost),
+    OVER_ALL(io_moves_to_the_next_epoch_without_traces_of_the_last),
+    OVER_ALL(io_sends_over_two_links_and_says_which),
+    OVER_ALL(io_keeps_two_links_apart),
+    OVER_ALL(io_is_up_only_with_every_link),
+    OVER_ALL(io_gives_back_the_frames_of_both_links_when_one_is_lost),
+    OVER_ALL(io_changes_epoch_many_times),
+    OVER_ALL(io_reports_an_address_that_is_none),
+    OVER_ALL(io_closes_in_every_state),
+    OVER_ALL(io_sleeps_while_nothing_happens),
 };
 
 int main(int argc, char **argv) {

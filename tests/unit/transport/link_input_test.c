@@ -96,7 +96,7 @@ enum out_of_turn {
     WORKER_WITHOUT_MAC,
     WORKER_CHANGED,
     WORKER_OF_ANOTHER_UCX,
-    WORKER_EMPTY,
+    WORKER_AGAIN,
     NO_MESSAGE,
     OUT_OF_TURN_COUNT
 };
@@ -138,12 +138,19 @@ static size_t make_out_of_turn(enum out_of_turn what, struct raw_peer *peer,
     case WORKER_WITHOUT_MAC:
     case WORKER_CHANGED:
     case WORKER_OF_ANOTHER_UCX:
-    case WORKER_EMPTY:
         if (what == WORKER_WITHOUT_MAC) memset(worker.worker.mac, 0, sizeof(worker.worker.mac));
         if (what == WORKER_CHANGED) worker.address[ADDRESS_BYTES - 1] ^= 1;
-        if (what == WORKER_EMPTY) worker.worker.address_bytes = 0;
         memcpy(out, &worker, sizeof(worker));
         return sizeof(worker);
+    case WORKER_AGAIN: // the first one says that frames come over this connection
+        for (int i = 0; i < 2; i++) {
+            worker = worker_of(peer, 1);
+            worker.worker.address_bytes = 0;
+            link_mac_make(peer->session.to_receiver_key, &worker, offsetof(struct link_worker, mac),
+                          NULL, 0, worker.worker.mac);
+            memcpy(out + i * sizeof(worker.worker), &worker, sizeof(worker.worker));
+        }
+        return 2 * sizeof(worker.worker);
     case NO_MESSAGE:
     case OUT_OF_TURN_COUNT:
         memset(out, 'x', 100);
@@ -173,7 +180,7 @@ static void ucx_link_ends_on_a_message_out_of_turn_and_no_other_does(void **stat
         if (what != WORKER_OF_ANOTHER_UCX)
             assert_true(link_stats(victim.link).refused_count > 0);
         else
-            assert_non_null(strstr(victim.error.text, "the peer has UCX 9.13"));
+            assert_non_null(strstr(victim.error.text, "UCX finds no way to the peer"));
         assert_int_equal(receiver.lost_count + sender.lost_count, 0);
         close(peer.fd);
         world_close(&world);

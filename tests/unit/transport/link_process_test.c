@@ -1,6 +1,8 @@
 // link_ucx between processes: peers that are killed, stopped, or gone quietly.
 #include "link_world.h"
 
+#include "carriers.h"
+
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -78,28 +80,28 @@ static void check_child_lost(int signal, bool sends, uint64_t limit_ms) {
     world_close(&world);
 }
 
-static void ucx_link_is_lost_soon_after_its_peer_is_killed(void **state) {
-    (void)state;
+static void link_is_lost_soon_after_its_peer_is_killed(void **state) {
+    (void)is_ucx(state);
     check_child_lost(SIGKILL, false, 1000);
 }
 
-static void ucx_link_is_lost_soon_after_its_peer_is_killed_while_sending(void **state) {
-    (void)state;
+static void link_is_lost_soon_after_its_peer_is_killed_while_sending(void **state) {
+    (void)is_ucx(state);
     check_child_lost(SIGKILL, true, 1000);
 }
 
-static void ucx_link_is_lost_when_its_peer_is_stopped(void **state) {
-    (void)state;
+static void link_is_lost_when_its_peer_is_stopped(void **state) {
+    (void)is_ucx(state);
     check_child_lost(SIGSTOP, false, LINK_LOST_MS + 1000);
 }
 
-static void ucx_link_is_lost_when_its_peer_is_stopped_while_sending(void **state) {
-    (void)state;
+static void link_is_lost_when_its_peer_is_stopped_while_sending(void **state) {
+    (void)is_ucx(state);
     check_child_lost(SIGSTOP, true, LINK_LOST_MS + 1000);
 }
 
-static void ucx_frames_come_back_when_the_receiver_is_stopped(void **state) {
-    (void)state;
+static void frames_come_back_when_the_receiver_is_stopped(void **state) {
+    (void)is_ucx(state);
     // The receiver is the child here, in the shape of a second sender's port that never polls
     // again: the parent sends by rendezvous into a port that nobody progresses.
     struct world world, half;
@@ -154,11 +156,16 @@ static void ucx_leaves_the_signals_of_crashes_alone(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(ucx_link_is_lost_soon_after_its_peer_is_killed),
-    cmocka_unit_test(ucx_link_is_lost_soon_after_its_peer_is_killed_while_sending),
-    cmocka_unit_test(ucx_link_is_lost_when_its_peer_is_stopped),
-    cmocka_unit_test(ucx_link_is_lost_when_its_peer_is_stopped_while_sending),
-    cmocka_unit_test(ucx_frames_come_back_when_the_receiver_is_stopped),
+    OVER("ucx", CARRIER_UCX, link_is_lost_soon_after_its_peer_is_killed),
+    OVER("tcp", CARRIER_TCP, link_is_lost_soon_after_its_peer_is_killed),
+    OVER("ucx", CARRIER_UCX, link_is_lost_soon_after_its_peer_is_killed_while_sending),
+    OVER("tcp", CARRIER_TCP, link_is_lost_soon_after_its_peer_is_killed_while_sending),
+    OVER("ucx", CARRIER_UCX, link_is_lost_when_its_peer_is_stopped),
+    OVER("tcp", CARRIER_TCP, link_is_lost_when_its_peer_is_stopped),
+    OVER("ucx", CARRIER_UCX, link_is_lost_when_its_peer_is_stopped_while_sending),
+    OVER("tcp", CARRIER_TCP, link_is_lost_when_its_peer_is_stopped_while_sending),
+    OVER("ucx", CARRIER_UCX, frames_come_back_when_the_receiver_is_stopped),
+    OVER("tcp", CARRIER_TCP, frames_come_back_when_the_receiver_is_stopped),
     cmocka_unit_test(ucx_leaves_the_signals_of_crashes_alone),
 };
 
