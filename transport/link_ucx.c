@@ -146,7 +146,7 @@ static enum status channel_put_worker(struct ucx_conn *conn, const void *address
         link_worker_make((uint16_t)major, (uint16_t)minor, (uint32_t)address_bytes);
     conn_seal_worker(&conn->conn, &worker, address);
     bool queued = channel_put(&conn->channel, &worker, sizeof(worker)) &&
-                  channel_put(&conn->channel, address, address_bytes);
+                  (address_bytes == 0 || channel_put(&conn->channel, address, address_bytes));
     return queued ? STATUS_OK : STATUS_EXHAUSTED;
 }
 

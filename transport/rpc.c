@@ -170,7 +170,7 @@ free_rpc:
 enum status rpc_track(struct rpc *rpc, struct rpc_call *call, bool always) {
     enum status status = STATUS_OK;
     pthread_mutex_lock(&rpc->mutex);
-    if (rpc->closing && !always)
+    if ((rpc->closing || (rpc->server_stopping && call->is_server)) && !always)
         status = STATUS_UNAVAILABLE;
     else if (rpc->call_count >= rpc->config.call_count_max && !always)
         status = STATUS_EXHAUSTED;
@@ -184,6 +184,16 @@ enum status rpc_track(struct rpc *rpc, struct rpc_call *call, bool always) {
     return status;
 }
 
+// The mutex is held.
+static void shut_idle_connections(struct rpc *rpc) {
+    struct rpc_ports busy = {0};
+    for (const struct rpc_call *call = rpc->calls; call != NULL; call = call->next) {
+        if (call->is_server)
+            busy.words[call->peer_port / 64] |= UINT64_C(1) << call->peer_port % 64;
+    }
+    rpc_accept_shut_others(rpc->accept, &busy);
+}
+
 void rpc_untrack(struct rpc *rpc, struct rpc_call *call) {
     pthread_mutex_lock(&rpc->mutex);
     if (call->previous != NULL)
@@ -193,6 +203,7 @@ void rpc_untrack(struct rpc *rpc, struct rpc_call *call) {
     if (call->next != NULL) call->next->previous = call->previous;
     CHECK(rpc->call_count > 0);
     rpc->call_count--;
+    if (call->is_server && rpc->server_stopping) shut_idle_connections(rpc);
     pthread_cond_signal(&rpc->changed);
     pthread_mutex_unlock(&rpc->mutex);
 }
@@ -209,12 +220,11 @@ static struct timespec after_ms(uint32_t ms) {
     return time;
 }
 
-// Waits until no call is in progress and the server, if any, has stopped. NULL: without limit.
+// Waits until no call is in progress and a server that was shut has stopped. NULL: without limit.
 // The mutex is held.
 static void wait_until_idle(struct rpc *rpc, const struct timespec *until) {
     int rc = 0;
-    while (rc != ETIMEDOUT &&
-           (rpc->call_count > 0 || (rpc->server != NULL && !rpc->server_stopped))) {
+    while (rc != ETIMEDOUT && (rpc->call_count > 0 || (rpc->server_shut && !rpc->server_stopped))) {
         rc = until == NULL ? pthread_cond_wait(&rpc->changed, &rpc->mutex)
                            : pthread_cond_timedwait(&rpc->changed, &rpc->mutex, until);
     }
@@ -229,16 +239,27 @@ static void on_stopped(void *owner, bool success) {
     pthread_mutex_unlock(&rpc->mutex);
 }
 
+// gRPC's own shutdown answers calls that cross its GOAWAY with CANCELLED, which no client repeats.
+// So it has to wait: first new calls are refused here, and connections closed once they carry no
+// call.
 void rpc_stop_serving(struct rpc *rpc) {
     CHECK(!rpc_is_own_thread(rpc));
     pthread_mutex_lock(&rpc->mutex);
-    bool is_first = rpc->server != NULL && !rpc->server_stopping;
-    rpc->server_stopping = true;
+    if (rpc->server != NULL && !rpc->server_stopping) {
+        rpc->server_stopping = true;
+        rpc_accept_stop(rpc->accept);
+        shut_idle_connections(rpc);
+    }
     pthread_mutex_unlock(&rpc->mutex);
-    if (!is_first) return;
+}
+
+// What still runs is cancelled, by gRPC and so that clients see UNAVAILABLE.
+static void shut_server(struct rpc *rpc) {
+    if (rpc->server == NULL) return;
     rpc->stopped_tag = (struct rpc_tag){.done = on_stopped, .owner = rpc};
     RPC_TAG_GIVEN(&rpc->stopped_tag);
     grpc_server_shutdown_and_notify(rpc->server, rpc->queue, &rpc->stopped_tag);
+    grpc_server_cancel_all_calls(rpc->server);
 }
 
 void rpc_close(struct rpc *rpc, uint32_t grace_ms) {
@@ -252,11 +273,11 @@ void rpc_close(struct rpc *rpc, uint32_t grace_ms) {
     pthread_mutex_lock(&rpc->mutex);
     wait_until_idle(rpc, &until);
     for (struct rpc_call *call = rpc->calls; call != NULL; call = call->next) {
-        // Those of the server are cancelled by it, so that clients see UNAVAILABLE.
         if (!call->is_server) rpc_call_cancel(call);
     }
+    rpc->server_shut = rpc->server != NULL;
     pthread_mutex_unlock(&rpc->mutex);
-    if (rpc->server != NULL) grpc_server_cancel_all_calls(rpc->server);
+    shut_server(rpc);
     pthread_mutex_lock(&rpc->mutex);
     wait_until_idle(rpc, NULL);
     pthread_mutex_unlock(&rpc->mutex);

@@ -86,8 +86,9 @@ struct rpc_config {
 
 // Block signals in all threads before this. STATUS_NO_MEMORY, STATUS_IO.
 MUST_USE enum status rpc_open(const struct rpc_config *config, struct rpc **rpc_out);
-// Closes the port and takes no further calls: peers learn it (GOAWAY) and may go elsewhere, calls
-// in progress go on, calls to others too. Any thread but the rpc thread; nothing when not serving.
+// Takes no further connections and calls: they see UNAVAILABLE. Connections without a call are
+// closed, so that clients go elsewhere, others when their last call is over. Calls in progress go
+// on, calls to others too. Any thread but the rpc thread; nothing when not serving.
 void rpc_stop_serving(struct rpc *rpc);
 // Stops serving if it still does, lets running calls end for grace_ms, cancels the rest, waits for
 // every callback, joins the thread. NULL allowed. Never from a callback. Channels may be closed

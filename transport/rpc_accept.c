@@ -33,6 +33,7 @@ struct rpc_accept {
     int spare_fd; // given up for a moment when there is no other: -1
     struct connection *connections;
     uint32_t connection_count, connection_count_max;
+    bool is_stopped;
     uint64_t swept_ms;    // when they were last looked through
     uint64_t reported_ms; // when refusals were last logged
     uint32_t refused_count;
@@ -105,14 +106,15 @@ static int take_connection(struct rpc_accept *accept, int listener, __SOCKADDR_A
     // Whoever keeps coming while there is no room must not keep this thread.
     for (int i = 0; i < RPC_ACCEPT_COUNT_MAX; i++) {
         int fd = (int)syscall(SYS_accept4, listener, address.__sockaddr__, address_bytes, flags);
-        if (fd >= 0 && has_room(accept)) {
+        if (fd >= 0 && !accept->is_stopped && has_room(accept)) {
             accept->connections[accept->connection_count++] =
                 (struct connection){.fd = fd, .cookie = cookie_of(fd)};
             return fd;
         }
         if (fd >= 0) {
             (void)close(fd);
-            note_refused(accept, "as many as allowed are open");
+            note_refused(accept, accept->is_stopped ? "the server is shutting down"
+                                                    : "as many as allowed are open");
         } else if (errno == EAGAIN || is_the_sockets(errno)) {
             return -1;
         } else if (is_out_of_descriptors(errno) && !refuse_without_descriptor(accept, listener)) {
@@ -121,6 +123,41 @@ static int take_connection(struct rpc_accept *accept, int listener, __SOCKADDR_A
     }
     errno = EAGAIN;
     return -1;
+}
+
+// -- the end --------------------------------------------------------------------------------------
+
+void rpc_accept_stop(struct rpc_accept *accept) {
+    pthread_mutex_lock(&accept->mutex);
+    accept->is_stopped = true;
+    pthread_mutex_unlock(&accept->mutex);
+}
+
+// 0: unix, or not connected any more.
+static uint16_t peer_port_of(int fd) {
+    struct sockaddr_storage peer = {0};
+    socklen_t size = sizeof(peer);
+    if (getpeername(fd, (struct sockaddr *)&peer, &size) != 0) return 0;
+    if (peer.ss_family == AF_INET) return ntohs(((const struct sockaddr_in *)&peer)->sin_port);
+    if (peer.ss_family == AF_INET6) return ntohs(((const struct sockaddr_in6 *)&peer)->sin6_port);
+    return 0;
+}
+
+static bool has_port(const struct rpc_ports *ports, uint16_t port) {
+    return (ports->words[port / 64] >> (port % 64) & 1) != 0;
+}
+
+void rpc_accept_shut_others(struct rpc_accept *accept, const struct rpc_ports *busy) {
+    pthread_mutex_lock(&accept->mutex);
+    for (uint32_t i = 0; i < accept->connection_count; i++) {
+        // A second descriptor: gRPC may close its own, and another socket get the number, now.
+        int fd = fcntl(accept->connections[i].fd, F_DUPFD_CLOEXEC, 0);
+        if (fd < 0) continue;
+        if (cookie_of(fd) == accept->connections[i].cookie && !has_port(busy, peer_port_of(fd)))
+            (void)shutdown(fd, SHUT_RDWR);
+        (void)close(fd);
+    }
+    pthread_mutex_unlock(&accept->mutex);
 }
 
 // -- servers -------------------------------------------------------------------------------------

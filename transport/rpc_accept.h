@@ -11,6 +11,11 @@
 
 #include "base/status.h"
 
+// A set of ports of peers; 0 is all unix sockets.
+struct rpc_ports {
+    uint64_t words[65536 / 64];
+};
+
 struct rpc_accept;
 
 // From now on the listening sockets of `port` or, when it is 0, of the unix socket at `path`, hold
@@ -20,3 +25,9 @@ struct rpc_accept;
 MUST_USE enum status rpc_accept_open(uint16_t port, const char *path, uint32_t connection_count_max,
                                      struct rpc_accept **accept_out);
 void rpc_accept_close(struct rpc_accept *accept); // NULL allowed
+
+// Every further connection is closed at once.
+void rpc_accept_stop(struct rpc_accept *accept);
+// Closes the connections whose peers have none of these ports, as the peers see it; gRPC notices
+// and lets go of them. What has been written to them still arrives.
+void rpc_accept_shut_others(struct rpc_accept *accept, const struct rpc_ports *busy);

@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -125,10 +126,20 @@ static void percent_decode(const char *text, char *out, size_t capacity_bytes) {
     out[size_bytes] = '\0';
 }
 
+static bool is_ip(const char *peer) {
+    return strncmp(peer, "ipv4:", 5) == 0 || strncmp(peer, "ipv6:", 5) == 0;
+}
+
+uint16_t rpc_address_peer_port(const char *peer) {
+    const char *colon = strrchr(peer, ':');
+    unsigned long port = is_ip(peer) ? strtoul(colon + 1, NULL, 10) : 0;
+    return port <= UINT16_MAX ? (uint16_t)port : 0;
+}
+
 void rpc_address_peer_host(const char *peer, char *host_out, size_t host_capacity_bytes) {
     CHECK(host_capacity_bytes > 0);
     host_out[0] = '\0';
-    if (strncmp(peer, "ipv4:", 5) != 0 && strncmp(peer, "ipv6:", 5) != 0) return;
+    if (!is_ip(peer)) return;
     char text[256];
     percent_decode(peer + 5, text, sizeof(text));
     char *host = text;

@@ -26,3 +26,5 @@ const char *rpc_address_refusal(const char *address);
 // The host out of a peer as gRPC writes it: "ipv4:10.0.0.7:4711" gives "10.0.0.7",
 // "ipv6:%5B::1%5D:4711" gives "::1", anything else "". Cut at the capacity.
 void rpc_address_peer_host(const char *peer, char *host_out, size_t host_capacity_bytes);
+// The port, of the first 4711; 0 of anything else.
+uint16_t rpc_address_peer_port(const char *peer);

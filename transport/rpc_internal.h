@@ -82,6 +82,7 @@ struct rpc {
     uint32_t call_count;
     bool closing;
     bool server_stopping; // no new calls
+    bool server_shut;     // gRPC has been told
     bool server_stopped;
 };
 
@@ -117,6 +118,7 @@ struct rpc_call {
     gpr_timespec lasted;                                        // once it is over
     gpr_timespec begun, deadline;                               // monotonic
     char peer_host[64];                                         // of a server's call
+    uint16_t peer_port;                                         // likewise; 0: unix
     struct rpc_caller caller;                                   // likewise
     ProtobufCMessage **keep_out; // rpc_call_wait: gets the message instead of handler.message
     struct rpc_tag send_tag, receive_tag, close_tag;
@@ -164,8 +166,8 @@ struct rpc_call {
 
 // -- rpc.c ---------------------------------------------------------------------------------------
 
-// Counts the call and puts it on the list. STATUS_UNAVAILABLE when closing, STATUS_EXHAUSTED.
-// `always`: counts it also beyond the limit and while closing.
+// Counts the call and puts it on the list. STATUS_UNAVAILABLE when closing or, for a server's call,
+// stopping; STATUS_EXHAUSTED. `always`: counts it also beyond the limit and then.
 MUST_USE enum status rpc_track(struct rpc *rpc, struct rpc_call *call, bool always);
 void rpc_untrack(struct rpc *rpc, struct rpc_call *call);
 bool rpc_is_own_thread(struct rpc *rpc);

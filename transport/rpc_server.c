@@ -82,6 +82,7 @@ static const struct rpc_route *find_route(const struct rpc *rpc, grpc_slice path
 static void read_peer(struct rpc_call *call) {
     char *peer = grpc_call_get_peer(call->grpc);
     rpc_address_peer_host(peer, call->peer_host, sizeof(call->peer_host));
+    call->peer_port = rpc_address_peer_port(peer);
     gpr_free(peer);
 }
 

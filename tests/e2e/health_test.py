@@ -1,5 +1,6 @@
 """Health checks of coordinator and stages, and how they stop."""
 
+import collections
 import contextlib
 import ctypes
 import json
@@ -15,12 +16,13 @@ import unittest
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from harness import BIN, PATIENCE, Pipeline, Process, admin_pb2, expect_code, run, wait_until
+from harness import (BIN, PATIENCE, Pipeline, Process, admin_pb2, expect_code, inference_pb2,
+                     inference_pb2_grpc, run, wait_until)
 
 Status = health_pb2.HealthCheckResponse
 SERVING, NOT_SERVING = Status.SERVING, Status.NOT_SERVING
 INFERENCE, STAGE = "stagecoach.v1.Inference", "stagecoach.v1.Stage"
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
 # Slow enough that an answer takes as long as a test asks for.
 SLOW_CONFIG = {
@@ -267,6 +269,27 @@ class SlowModel(unittest.TestCase):
         self.assertEqual(len(token_ids), self.count)
 
 
+class Caller(threading.Thread):
+    """Makes short calls over a connection of its own, and keeps their codes."""
+
+    def __init__(self, address):
+        super().__init__()
+        self.stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(address, [
+            ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]))
+        self.stop = threading.Event()
+        self.codes = collections.Counter()
+        self.start()
+
+    def run(self):
+        while not self.stop.is_set():
+            try:
+                self.stub.GetModel(inference_pb2.GetModelRequest(), timeout=10 * PATIENCE)
+                self.codes[OK] += 1
+            except grpc.RpcError as error:
+                self.codes[error.code()] += 1
+                self.stop.wait(0.002)
+
+
 class DrainTest(SlowModel):
     def test_notice_then_refusal_then_the_end_of_what_runs(self):
         pipeline = self.serve("--drain-notice-seconds", 2)
@@ -302,6 +325,19 @@ class DrainTest(SlowModel):
         self.assertEqual(pipeline.coordinator.wait(10), 0)
         self.assertLess(time.monotonic() - end, 4 * PATIENCE)
         self.assertEqual((ready.next(), live.next()), (UNAVAILABLE, UNAVAILABLE))
+
+    def test_who_calls_all_the_time_sees_answers_and_then_unavailable(self):
+        pipeline = self.serve("--drain-notice-seconds", 0)
+        stream, first = self.start(pipeline, 2)
+        callers = [Caller(pipeline.address) for _ in range(16)]
+        time.sleep(0.3)
+        pipeline.coordinator.signal(signal.SIGTERM)
+        self.finish(stream, first)
+        self.assertEqual(pipeline.coordinator.wait(10), 0)
+        for caller in callers:
+            caller.stop.set()
+            caller.join()
+            self.assertEqual(set(caller.codes), {OK, UNAVAILABLE})
 
     def test_an_idle_coordinator_stops_after_the_notice(self):
         for notice, least, most in [(0, 0, 1.9), (2, 1.95, 5)]:

@@ -201,6 +201,7 @@ static void server_sees_the_first_value_of_a_key_and_refuses_bad_entries(void **
                      RPC_UNAVAILABLE);
     assert_string_equal(error.text, "later");
     assert_int_equal(retry_ms, 1234);
+    world_close(&world); // after this the probe has said all
     assert_string_equal(probe.missing, "(none)");
     assert_string_equal(probe.binary, "(none)");
     assert_int_equal(probe.bytes_size, 4);
@@ -211,7 +212,6 @@ static void server_sees_the_first_value_of_a_key_and_refuses_bad_entries(void **
     assert_int_equal(probe.bad_key, STATUS_INVALID);
     assert_int_equal(probe.bad_value, STATUS_INVALID);
     assert_int_equal(probe.too_many, STATUS_EXHAUSTED);
-    world_close(&world); // after this the probe has said all
     assert_int_equal(probe.late, STATUS_UNAVAILABLE);
 }
 
