@@ -184,8 +184,9 @@ static void join_message(struct rpc_call *call, void *ctx, const ProtobufCMessag
 }
 
 static void join_half_close(struct rpc_call *call, void *ctx) {
-    (void)ctx;
-    rpc_call_end(call, RPC_OK, "");
+    (void)call;
+    struct join *join = ctx;
+    if (join != NULL) inbox_put(join->inbox, EVENT_STAGE_DONE, join->member, NULL);
 }
 
 static void join_closed(struct rpc_call *call, void *ctx, enum rpc_code code, const char *message) {

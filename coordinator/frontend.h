@@ -19,6 +19,7 @@ enum event_kind {
     EVENT_METRICS_ASKED,    // subject: struct metrics_http
     EVENT_STAGE_OPENED,     // subject: struct member, now the loop's
     EVENT_STAGE_MESSAGE,    // subject: struct member; message: StageMessage
+    EVENT_STAGE_DONE,       // subject: struct member, which will say no more
     EVENT_STAGE_CLOSED,     // subject: struct member; the last event about it
 };
 

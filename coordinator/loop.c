@@ -7,28 +7,12 @@
 
 #include "base/check.h"
 #include "base/log.h"
-#include "coordinator/meters.h"
-#include "coordinator/metrics_http.h"
+#include "coordinator/loop_internal.h"
 #include "coordinator/reply.h"
-#include "coordinator/throughput.h"
 #include "coordinator/vllm_query.h"
 #include "transport/link_crypto.h"
 
 enum { CHECK_MS = 100 };
-
-struct loop {
-    struct loop_config config;
-    struct flow *flow;
-    struct meters *meters;
-    struct request_list requests; // all that the loop owns
-    uint32_t request_count;       // of these, not ended
-    bool is_draining;
-    struct throughput throughput; // of answers
-    uint32_t refused_count;       // requests refused and not logged yet
-    uint64_t check_next_ms;
-    uint64_t prompt_token_count, completion_token_count;
-    uint64_t request_done_count, request_failed_count;
-};
 
 // -- requests -------------------------------------------------------------------------------------
 
@@ -229,61 +213,6 @@ static void check_requests(struct loop *loop) {
     loop->refused_count = 0;
 }
 
-// -- status ---------------------------------------------------------------------------------------
-
-static void fill_counts(struct loop *loop, Stagecoach__V1__Pipeline *out) {
-    out->version = (char *)STAGECOACH_VERSION;
-    out->metrics_address = (char *)loop->config.metrics_address;
-    out->model_name = (char *)loop->config.model_name;
-    out->prompt_token_count = loop->prompt_token_count;
-    out->completion_token_count = loop->completion_token_count;
-    out->request_done_count = loop->request_done_count;
-    out->request_failed_count = loop->request_failed_count;
-}
-
-// Free the stages in either case.
-static enum status describe(struct loop *loop, Stagecoach__V1__Pipeline *out) {
-    stagecoach__v1__pipeline__init(out);
-    enum status status = flow_describe(loop->flow, out);
-    if (status != STATUS_OK) return status;
-    fill_counts(loop, out);
-    out->refused_count = io_refused_count(loop->config.io);
-    meters_describe(loop->meters, clock_now_ns(&loop->config.clock), out);
-    if (loop->is_draining) out->state = STAGECOACH__V1__PIPELINE_STATE__PIPELINE_STATE_DRAINING;
-    return STATUS_OK;
-}
-
-static void free_stages(Stagecoach__V1__Pipeline *pipeline) {
-    for (size_t i = 0; i < pipeline->n_stages; i++)
-        free(pipeline->stages[i]);
-    free(pipeline->stages);
-}
-
-static void on_pipeline_asked(struct loop *loop, struct rpc_call *call) {
-    Stagecoach__V1__Pipeline out;
-    if (describe(loop, &out) == STATUS_OK) {
-        if (rpc_call_send(call, &out.base)) rpc_call_end(call, RPC_OK, "");
-    } else {
-        rpc_call_end(call, RPC_RESOURCE_EXHAUSTED, "no memory");
-    }
-    free_stages(&out);
-    rpc_call_release(call);
-}
-
-static void on_metrics_asked(struct loop *loop, struct metrics_http *http) {
-    Stagecoach__V1__Pipeline out;
-    if (describe(loop, &out) == STATUS_OK) metrics_http_answer(http, &out);
-    free_stages(&out);
-}
-
-static void on_steps_asked(struct loop *loop, struct steps_query *query) {
-    uint64_t now_ns = clock_now_ns(&loop->config.clock);
-    const Stagecoach__V1__Steps *steps = meters_steps(loop->meters, now_ns, query->cursor);
-    if (rpc_call_send(query->call, &steps->base)) rpc_call_end(query->call, RPC_OK, "");
-    rpc_call_release(query->call);
-    free(query);
-}
-
 // -- VllmEngine -----------------------------------------------------------------------------------
 
 static void abort_request(struct loop *loop, struct request *request) {
@@ -309,11 +238,11 @@ static void abort_requests(struct loop *loop, const struct vllm_query *query) {
 static void on_vllm_asked(struct loop *loop, struct vllm_query *query) {
     if (query->question == VLLM_ABORT) abort_requests(loop, query);
     Stagecoach__V1__Pipeline out;
-    if (describe(loop, &out) == STATUS_OK)
+    if (loop_describe(loop, &out) == STATUS_OK)
         vllm_query_answer(query, &out);
     else
         vllm_query_fail(query, "no memory");
-    free_stages(&out);
+    loop_free_stages(&out);
 }
 
 // -- what came ------------------------------------------------------------------------------------
@@ -330,16 +259,16 @@ static void handle_event(struct loop *loop, const struct event *event) {
         on_request_closed(loop, event->subject);
         break;
     case EVENT_PIPELINE_ASKED:
-        on_pipeline_asked(loop, event->subject);
+        loop_on_pipeline_asked(loop, event->subject);
         break;
     case EVENT_VLLM_ASKED:
         on_vllm_asked(loop, event->subject);
         break;
     case EVENT_METRICS_ASKED:
-        on_metrics_asked(loop, event->subject);
+        loop_on_metrics_asked(loop, event->subject);
         break;
     case EVENT_STEPS_ASKED:
-        on_steps_asked(loop, event->subject);
+        loop_on_steps_asked(loop, event->subject);
         break;
     case EVENT_STAGE_OPENED:
         if (!cluster_join(flow_cluster(loop->flow), event->subject)) log_warn("too many stages");
@@ -347,6 +276,9 @@ static void handle_event(struct loop *loop, const struct event *event) {
     case EVENT_STAGE_MESSAGE:
         cluster_message(flow_cluster(loop->flow), event->subject,
                         (const Stagecoach__V1__StageMessage *)event->message);
+        break;
+    case EVENT_STAGE_DONE:
+        rpc_call_end(((struct member *)event->subject)->stream, RPC_OK, "");
         break;
     case EVENT_STAGE_CLOSED: {
         struct member *member = event->subject;

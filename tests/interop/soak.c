@@ -28,6 +28,7 @@ enum {
     ANSWER_BYTES_MAX = 20000,
     INTERVAL_US_MAX = 1000,
     STUCK_SECONDS = 120, // no call takes so long
+    SETTLE_COUNT = 500,
 };
 
 struct settings {
@@ -274,12 +275,12 @@ static void cancel_rest(struct soak *soak) {
     }
 }
 
-// Makes so many calls and waits for the end of all.
-static void run(struct soak *soak, uint64_t call_count) {
+// Makes so many calls, `slot_count` at once, and waits for the end of all.
+static void run(struct soak *soak, uint64_t call_count, uint64_t slot_count) {
     uint64_t begun_count = 0;
     for (;;) {
         size_t free_count = reap_all(soak);
-        for (size_t i = 0; i < soak->settings->slot_count && begun_count < call_count; i++) {
+        for (size_t i = 0; i < slot_count && begun_count < call_count; i++) {
             if (soak->slots[i].call != NULL) continue;
             start(soak, &soak->slots[i]);
             begun_count++;
@@ -292,19 +293,23 @@ static void run(struct soak *soak, uint64_t call_count) {
     }
 }
 
-static uint64_t heap_bytes(void) {
+// gRPC receives into a buffer that it makes as large as what has come lately, and keeps. A while of
+// one call at a time makes it small again.
+static uint64_t heap_bytes(struct soak *soak) {
+    run(soak, SETTLE_COUNT, 1);
     struct mallinfo2 heap = mallinfo2();
     return heap.uordblks + heap.hblkhd;
 }
 
 static void soak_all(struct soak *soak) {
     // What is made once, such as the connection and pools, is there after the first calls.
-    uint64_t warm_count = soak->settings->call_count / 4;
-    run(soak, warm_count);
-    uint64_t before = heap_bytes();
-    run(soak, soak->settings->call_count - warm_count);
-    uint64_t after = heap_bytes();
-    (void)printf("{\"calls\": %" PRIu64 ", \"wrong\": %" PRIu64, soak->settings->call_count,
+    const struct settings *settings = soak->settings;
+    uint64_t warm_count = settings->call_count / 4;
+    run(soak, warm_count, settings->slot_count);
+    uint64_t before = heap_bytes(soak);
+    run(soak, settings->call_count - warm_count, settings->slot_count);
+    uint64_t after = heap_bytes(soak);
+    (void)printf("{\"calls\": %" PRIu64 ", \"wrong\": %" PRIu64, settings->call_count,
                  soak->wrong_count);
     (void)printf(", \"heap_before\": %" PRIu64 ", \"heap_after\": %" PRIu64, before, after);
     for (size_t i = 0; i < COUNT_OF(soak->code_counts); i++) {

@@ -17,13 +17,15 @@ GENERATE_CALLS = CALLS // 10
 # Of a whole run. Pools that gRPC and malloc keep move by some hundred KB either way; one object of
 # 100 bytes for each call would be more than this from 10,000 calls on.
 HEAP_GROWTH_BYTES = 1 << 20
+# malloc's caches of each thread count as what is in use.
+EXACT_HEAP = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 RESIDENT_GROWTH_BYTES = 8 << 20
 
 
 def soak(address, service, calls, seed, options=()):
     """Runs the calls in a process of their own; returns what it says."""
     result = run(PROGRAMS / "interop_soak", "--server", address, "--service", service, "--calls",
-                 calls, "--seed", seed, *options, timeout=60 + calls / 100)
+                 calls, "--seed", seed, *options, timeout=60 + calls / 100, env=EXACT_HEAP)
     if result.returncode != 0:
         raise AssertionError(f"interop_soak ended with {result.returncode}:\n{result.stdout}"
                              f"{result.stderr[-4000:]}")
