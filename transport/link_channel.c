@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,25 +13,65 @@
 
 enum { LISTEN_BACKLOG_COUNT = 1024 };
 
+union address {
+    struct sockaddr any;
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+};
+
+static bool is_every_address(const struct sockaddr *address) {
+    union address any = {0};
+    memcpy(&any, address, address->sa_family == AF_INET6 ? sizeof(any.in6) : sizeof(any.in));
+    if (address->sa_family == AF_INET6) return IN6_IS_ADDR_UNSPECIFIED(&any.in6.sin6_addr);
+    return any.in.sin_addr.s_addr == htonl(INADDR_ANY);
+}
+
+static int open_socket(const struct sockaddr *address, socklen_t address_bytes,
+                       const char **what_out) {
+    int on = 1, off = 0;
+    *what_out = "socket";
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -1;
+    // A restarted process can listen on its port at once.
+    *what_out = "setsockopt";
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0) goto close_fd;
+    if (address->sa_family == AF_INET6 && is_every_address(address) &&
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)) != 0)
+        goto close_fd;
+    *what_out = "cannot bind";
+    if (bind(fd, address, address_bytes) != 0) goto close_fd;
+    *what_out = "cannot listen";
+    if (listen(fd, LISTEN_BACKLOG_COUNT) != 0) goto close_fd;
+    return fd;
+close_fd:;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+// Every address means those of both kinds, where the system has both: a peer may know this machine
+// by either.
+static int open_listener(const struct sockaddr *address, socklen_t address_bytes,
+                         const char **what_out) {
+    if (address->sa_family == AF_INET && is_every_address(address)) {
+        union address both = {.in6 = {.sin6_family = AF_INET6, .sin6_addr = in6addr_any}};
+        union address given;
+        memcpy(&given, address, sizeof(given.in));
+        both.in6.sin6_port = given.in.sin_port;
+        int fd = open_socket(&both.any, sizeof(both.in6), what_out);
+        if (fd >= 0 || errno == EADDRINUSE) return fd;
+    }
+    return open_socket(address, address_bytes, what_out);
+}
+
 enum status channel_listen(const struct sockaddr *address, socklen_t address_bytes, int *fd_out,
                            uint16_t *port_number_out, struct error *error) {
-    const char *what = "socket";
-    int on = 1;
-    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    const char *what;
+    int fd = open_listener(address, address_bytes, &what);
     if (fd < 0) goto fail;
-    // A restarted process can listen on its port at once.
-    what = "setsockopt";
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0) goto fail;
-    what = "cannot bind";
-    if (bind(fd, address, address_bytes) != 0) goto fail;
-    what = "cannot listen";
-    if (listen(fd, LISTEN_BACKLOG_COUNT) != 0) goto fail;
     what = "cannot tell its port";
-    union {
-        struct sockaddr any;
-        struct sockaddr_in in;
-        struct sockaddr_in6 in6;
-    } bound;
+    union address bound;
     socklen_t bound_bytes = sizeof(bound);
     memset(&bound, 0, sizeof(bound));
     if (getsockname(fd, &bound.any, &bound_bytes) != 0) goto fail;
@@ -72,6 +113,10 @@ bool channel_accept(struct channel *channel, int listening_fd, char *peer_out,
     if (getnameinfo((const struct sockaddr *)&peer, peer_bytes, peer_out,
                     (socklen_t)peer_capacity_bytes, NULL, 0, NI_NUMERICHOST) != 0)
         snprintf(peer_out, peer_capacity_bytes, "an unknown address");
+    // IPv4 on a socket for both.
+    size_t mapped_bytes = strlen("::ffff:");
+    if (strncmp(peer_out, "::ffff:", mapped_bytes) == 0 && strchr(peer_out, '.') != NULL)
+        memmove(peer_out, peer_out + mapped_bytes, strlen(peer_out + mapped_bytes) + 1);
     return true;
 }
 

@@ -21,7 +21,8 @@ struct channel {
     uint8_t out[CHANNEL_BUFFER_BYTES];
 };
 
-// A listening socket. *port_number_out: the one that was bound. STATUS_IO.
+// A listening socket; for 0.0.0.0 one that is reached by IPv6 too, where there is any.
+// *port_number_out: the one that was bound. STATUS_IO.
 MUST_USE enum status channel_listen(const struct sockaddr *address, socklen_t address_bytes,
                                     int *fd_out, uint16_t *port_number_out, struct error *error);
 

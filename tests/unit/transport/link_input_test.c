@@ -274,6 +274,26 @@ static void ucx_link_comes_up_among_idle_peers(void **state) {
     world_close(&world);
 }
 
+// A stage that has joined over IPv6 is told to others by that address.
+static void ucx_port_of_every_address_is_reached_by_both_kinds(void **state) {
+    (void)state;
+    struct world world;
+    world_open(&world, true);
+    const char *colon = strrchr(port_address(world_add_port_at(&world, "0.0.0.0")), ':');
+    const char *hosts[] = {"127.0.0.1", "[::1]"};
+    FILE *in6 = fopen("/proc/net/if_inet6", "r"); // empty or missing without IPv6
+    size_t host_count = in6 != NULL && fgetc(in6) != EOF ? 2 : 1;
+    if (in6 != NULL) fclose(in6);
+    for (size_t i = 0; i < host_count; i++) {
+        char address[64];
+        snprintf(address, sizeof(address), "%s%s", hosts[i], colon);
+        int fd = raw_connect(address);
+        (void)raw_challenge(&world, fd);
+        close(fd);
+    }
+    world_close(&world);
+}
+
 static void link_messages_are_refused_unless_to_the_letter(void **state) {
     (void)state;
     static const enum link_message_kind kinds[] = {
@@ -345,6 +365,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(ucx_port_takes_a_hello_byte_by_byte),
     cmocka_unit_test(ucx_port_closes_connections_that_say_nothing),
     cmocka_unit_test(ucx_link_comes_up_among_idle_peers),
+    cmocka_unit_test(ucx_port_of_every_address_is_reached_by_both_kinds),
     cmocka_unit_test(link_messages_are_refused_unless_to_the_letter),
     cmocka_unit_test(link_addresses_are_split_and_joined),
 };

@@ -16,13 +16,17 @@
 static inline int raw_connect(const char *address) {
     char host[64];
     uint16_t port_number;
-    assert_int_equal(link_address_split(address, host, sizeof(host), &port_number, NULL),
+    struct sockaddr_storage to;
+    socklen_t to_bytes;
+    size_t count;
+    struct error error;
+    assert_int_equal(link_address_split(address, host, sizeof(host), &port_number, &error),
                      STATUS_OK);
-    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(port_number)};
-    assert_int_equal(inet_pton(AF_INET, host, &in.sin_addr), 1);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(link_address_resolve(host, port_number, &to, &to_bytes, 1, &count, &error),
+                     STATUS_OK);
+    int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_true(fd >= 0);
-    assert_int_equal(connect(fd, (struct sockaddr *)&in, sizeof(in)), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, to_bytes), 0);
     return fd;
 }
 

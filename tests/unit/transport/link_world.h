@@ -87,15 +87,19 @@ struct world {
     size_t port_count;
 };
 
-static inline struct port *world_add_port(struct world *world) {
+static inline struct port *world_add_port_at(struct world *world, const char *host) {
     struct port_config config = {.clock = world_clock(), .handler = &world_handler};
     struct error error = {0};
     struct port **port = &world->ports[world->port_count];
     enum status status = world->hub != NULL ? port_open_local(world->hub, &config, port)
-                                            : port_open_ucx("127.0.0.1", 0, &config, port, &error);
+                                            : port_open_ucx(host, 0, &config, port, &error);
     if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error.text);
     world->port_count++;
     return *port;
+}
+
+static inline struct port *world_add_port(struct world *world) {
+    return world_add_port_at(world, "127.0.0.1");
 }
 
 static inline void world_open(struct world *world, bool is_ucx) {
