@@ -192,15 +192,45 @@ static void call_generate(struct slot *slot) {
     send(slot, &request.base);
 }
 
+static void call_tokenize(struct slot *slot) {
+    begin(slot, &stagecoach__v1__inference__descriptor, "Tokenize");
+    Stagecoach__V1__TokenizeRequest request = STAGECOACH__V1__TOKENIZE_REQUEST__INIT;
+    request.text = (char *)"The";
+    slot->expected_count = 1;
+    send(slot, &request.base);
+}
+
+static void call_empty(struct slot *slot) {
+    begin(slot, &grpc__testing__test_service__descriptor, "EmptyCall");
+    Grpc__Testing__Empty request = GRPC__TESTING__EMPTY__INIT;
+    slot->expected_count = 1;
+    send(slot, &request.base);
+}
+
 // -- slots; on the main thread -------------------------------------------------------------------
 
-static void start(struct soak *soak, struct slot *slot) {
+typedef void start_fn(struct soak *soak, struct slot *slot);
+
+static bool is_of_inference(const struct soak *soak) {
+    return strcmp(soak->settings->service, "inference") == 0;
+}
+
+// The smallest call that there is.
+static void start_small(struct soak *soak, struct slot *slot) {
+    *slot = (struct slot){.soak = soak};
+    if (is_of_inference(soak))
+        call_tokenize(slot);
+    else
+        call_empty(slot);
+}
+
+static void start_any(struct soak *soak, struct slot *slot) {
     static void (*const test_calls[])(struct slot *) = {call_unary, call_input, call_output,
                                                         call_duplex};
     *slot = (struct slot){.soak = soak};
     if (draw(soak, 2) == 0) slot->fault = (enum fault)(1 + draw(soak, FAULT_COUNT - 1));
     slot->cancel_at = 1 + draw(soak, 4);
-    if (strcmp(soak->settings->service, "inference") == 0)
+    if (is_of_inference(soak))
         call_generate(slot);
     else
         test_calls[draw(soak, COUNT_OF(test_calls))](slot);
@@ -276,7 +306,7 @@ static void cancel_rest(struct soak *soak) {
 }
 
 // Makes so many calls, `slot_count` at once, and waits for the end of all.
-static void run(struct soak *soak, uint64_t call_count, uint64_t slot_count) {
+static void run(struct soak *soak, uint64_t call_count, uint64_t slot_count, start_fn *start) {
     uint64_t begun_count = 0;
     for (;;) {
         size_t free_count = reap_all(soak);
@@ -294,9 +324,9 @@ static void run(struct soak *soak, uint64_t call_count, uint64_t slot_count) {
 }
 
 // gRPC receives into a buffer that it makes as large as what has come lately, and keeps. A while of
-// one call at a time makes it small again.
+// small calls, one at a time, makes it small again.
 static uint64_t heap_bytes(struct soak *soak) {
-    run(soak, SETTLE_COUNT, 1);
+    run(soak, SETTLE_COUNT, 1, start_small);
     struct mallinfo2 heap = mallinfo2();
     return heap.uordblks + heap.hblkhd;
 }
@@ -305,9 +335,9 @@ static void soak_all(struct soak *soak) {
     // What is made once, such as the connection and pools, is there after the first calls.
     const struct settings *settings = soak->settings;
     uint64_t warm_count = settings->call_count / 4;
-    run(soak, warm_count, settings->slot_count);
+    run(soak, warm_count, settings->slot_count, start_any);
     uint64_t before = heap_bytes(soak);
-    run(soak, settings->call_count - warm_count, settings->slot_count);
+    run(soak, settings->call_count - warm_count, settings->slot_count, start_any);
     uint64_t after = heap_bytes(soak);
     (void)printf("{\"calls\": %" PRIu64 ", \"wrong\": %" PRIu64, settings->call_count,
                  soak->wrong_count);
